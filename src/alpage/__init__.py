@@ -1,0 +1,34 @@
+"""alpage: train and serve large language models on whatever hardware there is."""
+
+from typing import TYPE_CHECKING
+
+from alpage.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from alpage.errors import AlpageError
+    from alpage.serve.llm import LLM
+    from alpage.serve.outputs import CompletionOutput, RequestOutput, StreamChunk
+    from alpage.serve.params import BeamSearchParams, SamplingParams
+
+__all__ = [
+    "LLM",
+    "AlpageError",
+    "BeamSearchParams",
+    "CompletionOutput",
+    "RequestOutput",
+    "SamplingParams",
+    "StreamChunk",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "AlpageError": "errors",
+        "LLM": "serve.llm",
+        "BeamSearchParams": "serve.params",
+        "CompletionOutput": "serve.outputs",
+        "RequestOutput": "serve.outputs",
+        "SamplingParams": "serve.params",
+        "StreamChunk": "serve.outputs",
+    },
+)
