@@ -1,0 +1,77 @@
+"""KV: the past that attention looks at, kept in pages.
+
+Dims: T new tokens of all sequences, B sequences, P pages (in a table or in the pool), L layers,
+S places in a page, H query heads, G key/value heads, K head dim.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PagedStep:
+    """Which new token belongs to whom, and where its keys and values go: one step, flat.
+
+    The tokens of all sequences lie one after the other. Query i of a sequence with n new tokens
+    stands at position `context - n + i` and sees that position and those before it.
+
+    Attributes:
+        num_queries: new tokens of each sequence, at least one.
+        contexts: tokens of each sequence after the step.
+        query_start_B1: int32 prefix sums of `num_queries`, from 0.
+        context_B: int32, `contexts` on the device.
+        table_BP: int32, the pages of each sequence; entries behind its last page mean nothing.
+        slot_T: int64, place of each new token in the pool: page * page size + place in the page.
+    """
+
+    num_queries: Sequence[int]
+    contexts: Sequence[int]
+    query_start_B1: Tensor
+    context_B: Tensor
+    table_BP: Tensor
+    slot_T: Tensor
+
+
+@final
+class KvPool:
+    """The pages of all layers, in one tensor `kv_L2PGSK` (ADR 0005).
+
+    It begins as zeros: places that no token has reached are masked, and what is masked must be
+    finite.
+    """
+
+    @staticmethod
+    def zeros(sizes: Sequence[int], dtype: torch.dtype, device: torch.device) -> "KvPool":
+        """Return a pool of the sizes L2PGSK. A CPU's takes memory as its pages are first used."""
+        if device.type != "cpu":
+            return KvPool(torch.zeros(tuple(sizes), dtype=dtype, device=device))
+        # NumPy asks the system for zeros; PyTorch would write them.
+        zeros = np.zeros(tuple(sizes), f"i{dtype.itemsize}")
+        return KvPool(torch.from_numpy(zeros).view(dtype))
+
+    def __init__(self, kv_L2PGSK: Tensor) -> None:
+        self.kv_L2PGSK = kv_L2PGSK
+        self.layers = list(kv_L2PGSK)
+
+    @property
+    def num_pages(self) -> int:
+        """Pages in the pool."""
+        return self.kv_L2PGSK.shape[2]
+
+    @property
+    def page_size(self) -> int:
+        """Tokens in a page."""
+        return self.kv_L2PGSK.shape[4]
+
+    def copy_pages(self, sources: Sequence[int], targets: Sequence[int], to: "KvPool") -> None:
+        """Copy pages into a pool, maybe this one. All are read before any is written."""
+        device = self.kv_L2PGSK.device
+        pages = self.kv_L2PGSK.index_select(2, torch.tensor(sources, device=device))
+        target_P = torch.tensor(targets, device=to.kv_L2PGSK.device)
+        to.kv_L2PGSK.index_copy_(2, target_P, pages.to(to.kv_L2PGSK.device))

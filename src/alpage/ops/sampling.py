@@ -1,0 +1,194 @@
+"""Sampling: from logits to tokens, for all rows of a step at once.
+
+What a row draws depends on its own logits, parameters and uniform number alone, so a request gets
+the same tokens in any batch.
+
+Dims: R rows, V vocabulary, N candidates, the likeliest first,
+C positions of a sequence, E different tokens.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Candidates that are sorted before a row's whole vocabulary is, if they do not decide it.
+_NUM_CANDIDATES = 256
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawParams:
+    """How each row is drawn. See `SamplingParams` for the meanings."""
+
+    temperature_R: Tensor  # float32, 0: the likeliest token
+    top_k_R: Tensor  # int64, at least 1; V or more: all
+    top_p_R: Tensor  # float32 in (0, 1]
+    min_p_R: Tensor  # float32 in [0, 1]
+    uniform_R: Tensor  # float64 in [0, 1)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RankedLogprobs:
+    """Log-probabilities of each row's token and of its likeliest tokens."""
+
+    logprob_R: Tensor
+    rank_R: Tensor  # 1: no token was likelier
+    top_id_RN: Tensor
+    top_logprob_RN: Tensor
+
+
+def draw(logits_RV: Tensor, params: DrawParams) -> Tensor:
+    """Return tokens_R, int64: the likeliest where the temperature is 0, else drawn at random.
+
+    Of the tokens sorted by probability the first `top_k` are kept; of these the fewest whose share
+    reaches `top_p`; of these the ones with at least `min_p` of the first one's probability
+    (Holtzman et al. 2019, arXiv:1904.09751, for top-p). The row's uniform number picks among what
+    is kept.
+
+    Args:
+        logits_RV: float32.
+        params: one entry a row.
+    """
+    token_R = logits_RV.argmax(-1)
+    random_R = params.temperature_R > 0
+    if not random_R.any():
+        return token_R
+    is_cut_R = (params.top_k_R < logits_RV.shape[-1]) | (params.top_p_R < 1) | (params.min_p_R > 0)
+    for row_R, draw_rows in ((random_R & ~is_cut_R, _draw_whole), (random_R & is_cut_R, _draw_cut)):
+        rows = row_R.nonzero()[:, 0]
+        if len(rows):
+            chosen = _select(params, rows)
+            scaled_RV = logits_RV[rows] / chosen.temperature_R[:, None]
+            token_R[rows] = draw_rows(scaled_RV, chosen)
+    return token_R
+
+
+def _draw_whole(logits_RV: Tensor, params: DrawParams) -> Tensor:
+    """Invert the cumulative distribution over the whole vocabulary, in the order of ids."""
+    cumulative_RV = logits_RV.softmax(-1).double().cumsum(-1)
+    return _invert(cumulative_RV, params.uniform_R)
+
+
+def _draw_cut(logits_RV: Tensor, params: DrawParams) -> Tensor:
+    """Cut first, looking at few candidates unless a row's cut lies behind them."""
+    vocab_size = logits_RV.shape[-1]
+    num_candidates = min(_NUM_CANDIDATES, vocab_size)
+    token_R, is_decided_R = _draw_candidates(logits_RV, params, num_candidates)
+    rows = (~is_decided_R).nonzero()[:, 0]
+    if len(rows):
+        token_R[rows], _ = _draw_candidates(logits_RV[rows], _select(params, rows), vocab_size)
+    return token_R
+
+
+def _draw_candidates(
+    logits_RV: Tensor, params: DrawParams, num_candidates: int
+) -> tuple[Tensor, Tensor]:
+    """Return tokens_R and whether no candidate behind the ones looked at could have been kept."""
+    logit_RN, id_RN = logits_RV.topk(num_candidates)
+    # Shares of the whole vocabulary; of the top k where the cut by rank comes first.
+    total_R = logits_RV.logsumexp(-1)
+    rank_N = torch.arange(num_candidates, device=logits_RV.device)
+    in_top_k_RN = rank_N < params.top_k_R[:, None]
+    share_RN = (logit_RN - total_R[:, None]).exp().double() * in_top_k_RN
+    is_few_R = params.top_k_R <= num_candidates
+    share_RN = torch.where(is_few_R[:, None], share_RN / share_RN.sum(-1, keepdim=True), share_RN)
+    before_RN = share_RN.cumsum(-1) - share_RN
+    keep_RN = in_top_k_RN & (before_RN < params.top_p_R[:, None])
+    keep_RN &= share_RN >= share_RN[:, :1] * params.min_p_R[:, None]
+    keep_RN[:, 0] = True
+    cumulative_RN = (share_RN * keep_RN).cumsum(-1)
+    choice_R = _invert(cumulative_RN, params.uniform_R)
+    # A top k that reaches behind the candidates needs the sum of the whole k for its shares.
+    is_whole_k_R = params.top_k_R >= logits_RV.shape[-1]
+    is_decided_R = is_few_R | (is_whole_k_R & ~keep_RN[:, -1])
+    return id_RN.gather(1, choice_R[:, None])[:, 0], is_decided_R
+
+
+def _invert(cumulative_RN: Tensor, uniform_R: Tensor) -> Tensor:
+    """Return the first place whose cumulative share exceeds the uniform number's."""
+    target_R1 = (uniform_R * cumulative_RN[:, -1])[:, None]
+    place_R = torch.searchsorted(cumulative_RN, target_R1, right=True)[:, 0]
+    return place_R.clamp(max=cumulative_RN.shape[-1] - 1)
+
+
+def _select(params: DrawParams, rows: Tensor) -> DrawParams:
+    return DrawParams(
+        temperature_R=params.temperature_R[rows],
+        top_k_R=params.top_k_R[rows],
+        top_p_R=params.top_p_R[rows],
+        min_p_R=params.min_p_R[rows],
+        uniform_R=params.uniform_R[rows],
+    )
+
+
+def rank_logprobs(logits_RV: Tensor, token_R: Tensor, num_top: int) -> RankedLogprobs:
+    """Return natural log-probabilities of given tokens and of the `num_top` likeliest ones.
+
+    Args:
+        logits_RV: float32, as the model gave them.
+        token_R: a token of each row.
+        num_top: N, may be 0.
+    """
+    total_R1 = logits_RV.logsumexp(-1, keepdim=True)
+    logit_R1 = logits_RV.gather(1, token_R[:, None])
+    top_logit_RN, top_id_RN = logits_RV.topk(num_top)
+    return RankedLogprobs(
+        (logit_R1 - total_R1)[:, 0],
+        (logits_RV > logit_R1).sum(-1) + 1,
+        top_id_RN,
+        top_logit_RN - total_R1,
+    )
+
+
+def penalize_repetition(logits_V: Tensor, seen_C: Tensor, penalty: float) -> None:
+    """Divide positive and multiply negative logits of tokens seen before, in place.
+
+    Keskar et al. 2019, arXiv:1909.05858, section 4.1.
+
+    Args:
+        logits_V: float32, changed.
+        seen_C: int64, the tokens of prompt and output; it counts once how often a token occurs.
+        penalty: above 0; 1 changes nothing.
+    """
+    logit_C = logits_V[seen_C]
+    logits_V[seen_C] = torch.where(logit_C > 0, logit_C / penalty, logit_C * penalty)
+
+
+def penalize_occurrence(
+    logits_V: Tensor, output_C: Tensor, presence: float, frequency: float
+) -> None:
+    """Subtract a penalty once for a token that was output, and one for each time it was, in place.
+
+    Args:
+        logits_V: float32, changed.
+        output_C: int64, the tokens of the output.
+        presence: subtracted once.
+        frequency: subtracted for each time.
+    """
+    token_E, count_E = torch.unique(output_C, return_counts=True)
+    logits_V[token_E] -= presence + frequency * count_E
+
+
+def uniform(
+    seed: NDArray[np.uint64], index: NDArray[np.uint64], position: NDArray[np.uint64]
+) -> NDArray[np.float64]:
+    """Return a number in [0, 1) that depends on nothing but its seed, index and position.
+
+    A counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3")
+    has no state to keep with a request; the mixing is SplitMix64's (Steele et al. 2014).
+    """
+    with np.errstate(over="ignore"):
+        mixed = _mix(_mix(_mix(seed) + index) + position)
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
