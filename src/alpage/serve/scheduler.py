@@ -1,0 +1,318 @@
+"""Scheduler: which tokens of which sequences the next step computes.
+
+One rule: every running sequence has tokens whose keys and values are missing, and a step computes
+some of them within one budget. A prompt, a chunk of it, a token just sampled and the tokens of a
+preempted sequence differ only in how many are missing.
+
+Order of service is a key, the least first: the arrival's number plus `PATIENCE` per level of
+priority. So a request is overtaken by a bounded number of later ones, whatever their priority, and
+nobody starves. Who comes earlier takes pages from who comes later, a sequence's tail before a whole
+group; since a group is only accepted if all pages together can finish it, the first in order always
+goes on.
+
+Pure and deterministic: no torch, no clock (Kwon et al. 2023, arXiv:2309.06180, section 4.5; there
+all sequences of a group are preempted together, here as few pages as are needed).
+"""
+
+import bisect
+from collections.abc import Iterable, Sequence as Seq
+from dataclasses import dataclass, field
+from typing import final
+
+from alpage.serve.batch import Batch, Forked, Opened, Row
+from alpage.serve.kv_memory import KvMemory, KvUsage
+from alpage.serve.sequence import Child, Group, Sequence
+
+# Later arrivals that may overtake a request for each level of its priority number.
+PATIENCE = 1000
+
+
+@final
+@dataclass(slots=True)
+class _Step:
+    """The step being put together: what is left of the budget, and what has been taken from it."""
+
+    budget: int
+    num_single: (
+        int  # running sequences that miss one token and are still to be served: they go first
+    )
+    has_preempted: bool = False
+    rows: list[Row] = field(default_factory=list)
+
+    def num_tokens_for(self, num_wanted: int) -> int:
+        """Tokens that a sequence may compute: one always, more only from what single tokens leave."""
+        if num_wanted == 1:
+            self.num_single -= 1
+            return min(1, self.budget)
+        return max(0, min(num_wanted, self.budget - max(0, self.num_single)))
+
+
+@final
+class Scheduler:
+    """Turns requests into steps.
+
+    Args:
+        memory: the page tables.
+        max_num_seqs: sequences that hold a slot at a time.
+        max_num_batched_tokens: tokens a step computes at most; at least `max_num_seqs`.
+    """
+
+    def __init__(self, memory: KvMemory, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        assert max_num_batched_tokens >= max_num_seqs, "every running sequence must fit in a step"
+        self.memory = memory
+        self.num_preemptions = 0
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._free_slots = list(reversed(range(max_num_seqs)))
+        self._queue: list[Group] = []
+        self._admitted: list[Group] = []
+        self._forked: list[Forked] = []
+        self._opened: list[Opened] = []
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have not been admitted yet."""
+        return len(self._queue)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that have been admitted and are not finished."""
+        return len(self._admitted)
+
+    def add(self, group: Group) -> None:
+        """Queue a request. The caller has checked that it fits (`Group.num_pages_at_most`, slots)."""
+        bisect.insort(self._queue, group, key=_key)
+
+    def finish(self, group: Group) -> None:
+        """Take everything from a request that is done or aborted, in whatever state it is."""
+        for sequence in group.sequences:
+            self._end(group, sequence)
+        self._free_slots += [*group.slots, *(s.slot for s in group.sequences)]
+        slots = {*group.slots, *(s.slot for s in group.sequences)}
+        self._forked = [fork for fork in self._forked if fork.slot not in slots]
+        self._opened = [opened for opened in self._opened if opened.slot not in slots]
+        group.sequences, group.slots = [], []
+        if group in self._admitted:
+            self._admitted.remove(group)
+        else:
+            self._queue.remove(group)
+
+    def evolve(
+        self, group: Group, parents: Iterable[Sequence], children: Seq[Child]
+    ) -> list[Sequence]:
+        """Replace sequences that took a step by their children; return these in the order given.
+
+        A parent's first child goes on in its place, further ones fork from it, and a parent without
+        children is done.
+        """
+        going_on = {id(child.parent) for child in children}
+        for parent in parents:
+            if id(parent) not in going_on:
+                self._end(group, parent)
+                group.sequences.remove(parent)
+                group.slots.append(parent.slot)
+        evolved: list[Sequence] = []
+        for child in children:
+            is_first = id(child.parent) in going_on
+            going_on.discard(id(child.parent))
+            evolved.append(child.parent if is_first else self._fork(group, child))
+        for sequence, child in zip(evolved, children, strict=True):
+            sequence.tokens.append(child.token)
+            if sequence.index != child.index:
+                sequence.index = child.index
+                self._forked.append(Forked(sequence.slot, sequence.slot, child.index))
+        group.has_forked = True
+        return evolved
+
+    def usage(self) -> KvUsage:
+        """KV memory as it is now."""
+        return self.memory.usage(s for group in self._admitted for s in group.sequences)
+
+    # -- the step ----------------------------------------------------------------------------------
+
+    def schedule(self) -> Batch:
+        """Decide the next step. It is empty only if there is nothing to do.
+
+        Its tokens count as computed from here on: later rows of the same step may attend to them,
+        since the model writes all keys and values of a layer before it attends.
+        """
+        step = self._begin()
+        for group in list(self._admitted):
+            self._resume(group, step)
+            self._extend(group, step)
+        while self._queue:
+            group = self._queue[0]
+            if not self._admit(group, step):
+                break
+            self._extend(group, step)
+        swapped_out, swapped_in, copied = self.memory.take_moves()
+        batch = Batch(
+            forked=tuple(self._forked),
+            opened=tuple(self._opened),
+            swapped_out=swapped_out,
+            swapped_in=swapped_in,
+            copied=copied,
+            rows=tuple(step.rows),
+        )
+        self._forked, self._opened = [], []
+        return batch
+
+    def _begin(self) -> _Step:
+        running = (s for group in self._admitted for s in group.sequences if s.is_running)
+        return _Step(self._max_num_batched_tokens, sum(s.num_missing == 1 for s in running))
+
+    def _extend(self, group: Group, step: _Step) -> None:
+        """Compute what the budget and the pages allow of the group's missing tokens."""
+        if not (group.is_lockstep and group.has_forked):
+            for sequence in group.sequences:
+                self._compute(group, sequence, step, sequence.num_missing)
+        elif not group.is_in_step:
+            for sequence in group.sequences:
+                self._compute(group, sequence, step, sequence.num_missing - 1)
+        elif len(group.sequences) <= step.budget:
+            if all([self._reserve(group, sequence, step, 1) for sequence in group.sequences]):
+                for sequence in group.sequences:
+                    self._compute(group, sequence, step, 1)
+
+    def _compute(self, group: Group, sequence: Sequence, step: _Step, num_wanted: int) -> None:
+        if not sequence.is_running or num_wanted == 0:
+            return
+        num_tokens = step.num_tokens_for(num_wanted)
+        if num_tokens == 0 or not self._reserve(group, sequence, step, num_tokens):
+            return
+        start, end = sequence.num_computed, sequence.num_computed + num_tokens
+        is_complete = end == len(sequence.tokens)
+        can_draw_all = not group.has_forked and not group.is_lockstep
+        targets = group.prompt_tokens[start + 1 : end + 1] if group.wants_prompt_logprobs else ()
+        step.budget -= num_tokens
+        step.rows.append(
+            Row(
+                request_id=group.request_id,
+                slot=sequence.slot,
+                start=start,
+                tokens=tuple(sequence.tokens[start:end]),
+                page_start=sequence.num_sent_pages,
+                pages=tuple(sequence.table[sequence.num_sent_pages :]),
+                num_draws=0 if not is_complete else group.num_sequences if can_draw_all else 1,
+                prompt_targets=targets,
+            )
+        )
+        sequence.num_sent_pages = len(sequence.table)
+        self.memory.computed(sequence, num_tokens, group.salt)
+
+    # -- admission ---------------------------------------------------------------------------------
+
+    def _admit(self, group: Group, step: _Step) -> bool:
+        """Let the first request of the queue in, if it has slots, budget and pages for its whole prompt."""
+        is_behind = step.has_preempted or any(
+            not s.is_running for other in self._admitted for s in other.sequences
+        )
+        has_room = step.budget > max(0, step.num_single) and group.num_sequences <= len(
+            self._free_slots
+        )
+        if is_behind or not has_room:
+            return False
+        sequence = Sequence(index=0, slot=self._free_slots[-1], tokens=list(group.prompt_tokens))
+        if not group.wants_prompt_logprobs:
+            self.memory.adopt_cached(sequence, group.salt)
+        if not self._fits(sequence):
+            self.memory.release(sequence)
+            return False
+        group.num_cached_tokens = sequence.num_computed
+        sequence.is_running = True
+        slots = [self._free_slots.pop() for _ in range(group.num_sequences)]
+        group.sequences, group.slots = [sequence], slots[1:]
+        self._opened.append(Opened(sequence.slot, group.request_id, group.prompt_tokens))
+        del self._queue[0]
+        bisect.insort(self._admitted, group, key=_key)
+        return True
+
+    def _resume(self, group: Group, step: _Step) -> None:
+        """Bring back the group's preempted sequences, in order, as far as there is room.
+
+        The first group takes the room it needs; the others wait until there is some. A sibling
+        waits until the leader has what both share.
+        """
+        for sequence in group.sequences:
+            if sequence.is_running:
+                continue
+            if sequence is not group.leader:
+                if not group.leader.is_running or group.leader.num_missing > 1:
+                    return
+                self.memory.adopt_shared(sequence, group.leader)
+            if group is self._admitted[0]:
+                need = self.memory.num_pages_to_grow(sequence, sequence.num_missing)
+                has_room = self._make_room(group, sequence, step, need)
+            else:
+                has_room = not step.has_preempted and self._fits(sequence)
+            if not has_room:
+                return
+            self.memory.adopt_cached(sequence, group.salt)
+            self.memory.swap_in(sequence)
+            sequence.is_running = True
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Whether all known tokens of a sequence fit, beside all that the running ones will need next."""
+        running = (s for group in self._admitted for s in group.sequences if s.is_running)
+        owed = sum(self.memory.num_pages(len(s.tokens) + 1) - len(s.table) for s in running)
+        need = self.memory.num_pages_to_grow(sequence, sequence.num_missing)
+        return need + max(0, owed) <= self.memory.num_free
+
+    # -- preemption --------------------------------------------------------------------------------
+
+    def _reserve(self, group: Group, sequence: Sequence, step: _Step, num_tokens: int) -> bool:
+        """Make the places of a sequence's next tokens its own; False if it has to wait a step."""
+        need = self.memory.num_pages_to_grow(sequence, num_tokens)
+        if not self._make_room(group, sequence, step, need):
+            return False
+        self.memory.grow(sequence, num_tokens)
+        return True
+
+    def _make_room(self, group: Group, sequence: Sequence, step: _Step, num_pages: int) -> bool:
+        """Free pages for a sequence at the cost of those that come after it, the last first."""
+        if self.memory.num_free >= num_pages:
+            return True
+        step.has_preempted = True
+        later = self._admitted[self._admitted.index(group) + 1 :]
+        for victim in reversed(later):
+            if self._shed(victim.sequences, num_pages):
+                return True
+            for other in reversed(victim.sequences):
+                self.num_preemptions += other.is_running
+                self.memory.shed_all(other)
+            if self.memory.num_free >= num_pages:
+                return True
+        if group.is_lockstep:
+            return False
+        siblings = group.sequences[group.sequences.index(sequence) + 1 :]
+        return self._shed(siblings, num_pages)
+
+    def _shed(self, sequences: Seq[Sequence], num_pages: int) -> bool:
+        """Free the own tails of sequences, the last first, until `num_pages` are free."""
+        for sequence in reversed(sequences):
+            was_running = sequence.is_running
+            self.memory.shed_tail(sequence, num_pages - self.memory.num_free)
+            self.num_preemptions += was_running and not sequence.is_running
+            if self.memory.num_free >= num_pages:
+                return True
+        return False
+
+    def _end(self, group: Group, sequence: Sequence) -> None:
+        """Take everything from a sequence that is done. What beams leave behind is not worth caching."""
+        if group.is_lockstep:
+            self.memory.release(sequence)
+        else:
+            self.memory.retire(sequence, group.salt)
+
+    def _fork(self, group: Group, child: Child) -> Sequence:
+        slot = group.slots.pop()
+        sequence = Sequence(index=child.index, slot=slot, tokens=list(child.parent.tokens))
+        self.memory.fork(child.parent, sequence)
+        group.sequences.append(sequence)
+        self._forked.append(Forked(child.parent.slot, slot, child.index))
+        return sequence
+
+
+def _key(group: Group) -> tuple[int, int]:
+    return group.key
