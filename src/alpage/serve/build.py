@@ -1,0 +1,243 @@
+"""Build: from a checkpoint and a config to an engine that fits the machine."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from alpage.errors import AlpageError, InvalidValue, OutOfMemory, Unsupported
+from alpage.hardware import available_memory_bytes, cpu_features, has_bf16_compute
+from alpage.models import Checkpoint, Model, Tokenizer, load, open_checkpoint, resolve
+from alpage.ops import AttentionSpec, KvPool, backends, select
+from alpage.serve.config import EngineConfig
+from alpage.serve.engine import Engine, Limits
+from alpage.serve.kv_memory import KvMemory, PreemptionCost
+from alpage.serve.pages import PagePool
+from alpage.serve.runner import Runner
+from alpage.serve.scheduler import Scheduler
+from alpage.serve.slots import Slots
+from alpage.units import MiB, format_bytes, parse_bytes
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# Of the memory that is free once the weights are loaded. A CPU's is shared with everything else;
+# what a GPU keeps back is for activations and logits.
+_KV_SHARE = {"cpu": 0.5, "cuda": 0.9}
+_BATCHED_TOKENS = {"cpu": 512, "cuda": 4096}
+# What a swap and a recompute cost, in orders of magnitude: they differ by one or two of these, so
+# the choice between them does not hang on the last digit. Copies: memory to memory, and over PCIe.
+_COPY_BYTES_PER_S = {"cpu": 8e9, "cuda": 20e9}
+_FLOPS_PER_S = {"cpu": 200e9, "cuda": 200e12}
+
+
+def build_engine(
+    model: str | Path, config: EngineConfig, notify: Callable[[str], None]
+) -> tuple[Engine, Tokenizer | None]:
+    """Return an engine for a model, and the model's tokenizer if it has one.
+
+    Args:
+        model: a short name, a Hugging Face directory or a .gguf file.
+        config: how to use the machine.
+        notify: takes lines for the user, such as a limit that memory set.
+
+    Raises:
+        AlpageError: the model cannot be found, read or held, or the config does not fit it.
+    """
+    device = _device(config.device)
+    checkpoint = open_checkpoint(resolve(model))
+    network = _load(checkpoint, _dtype(config.dtype, device), device)
+    return assemble(network, checkpoint.eos_ids, _tokenizer(checkpoint), config, notify)
+
+
+def assemble(
+    model: Model,
+    eos_ids: frozenset[int],
+    tokenizer: Tokenizer | None,
+    config: EngineConfig,
+    notify: Callable[[str], None],
+) -> tuple[Engine, Tokenizer | None]:
+    """Return an engine for a model that is in memory. See `build_engine`."""
+    weight = next(model.parameters())
+    device, dtype, shape = weight.device, weight.dtype, model.shape
+    spec = AttentionSpec(
+        device=device.type,
+        dtype=dtype,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        page_size=config.page_size,
+    )
+    backend = select(spec, backends(), config.attention_backend)
+    page_bytes = shape.kv_bytes_per_token(dtype.itemsize) * config.page_size
+    max_model_len = _max_model_len(model.max_positions, config)
+    num_pages = _num_pages(config, device, page_bytes, max_model_len)
+    max_model_len = _what_fits(max_model_len, num_pages, page_bytes, config.page_size, notify)
+    num_host_pages = _swap_bytes(config, num_pages * page_bytes) // page_bytes
+
+    def pool(num_pages: int, device: torch.device) -> KvPool:
+        sizes = (
+            shape.num_layers,
+            2,
+            num_pages,
+            shape.num_kv_heads,
+            config.page_size,
+            shape.head_dim,
+        )
+        return KvPool.zeros(sizes, dtype, device)
+
+    memory = KvMemory(
+        PagePool(
+            num_pages,
+            config.page_size,
+            key=os.urandom(32),
+            has_prefix_cache=config.has_prefix_cache,
+        ),
+        PagePool(num_host_pages, config.page_size, has_prefix_cache=False),
+        PreemptionCost(
+            swap_s_per_page=2 * page_bytes / _COPY_BYTES_PER_S[device.type],
+            recompute_s_per_token=2 * shape.num_parameters / _FLOPS_PER_S[device.type],
+        ),
+    )
+    scheduler = Scheduler(
+        memory,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens or _BATCHED_TOKENS[device.type],
+    )
+    runner = Runner(
+        model,
+        pool(num_pages, device),
+        pool(num_host_pages, torch.device("cpu")),
+        backend,
+        Slots(config.max_num_seqs, max_model_len, config.page_size),
+    )
+    limits = Limits(
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        num_pages=num_pages,
+        page_size=config.page_size,
+        vocab_size=shape.vocab_size,
+        eos_ids=eos_ids,
+    )
+    return Engine(scheduler, runner, limits, tokenizer, seed=config.seed), tokenizer
+
+
+# -- the machine -----------------------------------------------------------------------------------
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in _KV_SHARE or (number and not number.isdigit()):
+        raise InvalidValue(
+            field="device",
+            value=name,
+            limit='must be "auto", "cpu", "cuda" or "cuda:N"',
+            remedy="Choose one of these",
+        )
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise Unsupported(
+            field="device",
+            value=name,
+            limit=f"PyTorch sees {torch.cuda.device_count()} CUDA devices here",
+            remedy='Use device="cpu", or install PyTorch for your GPU',
+        )
+    return torch.device(name)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        is_fast = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if device.type == "cuda"
+            else has_bf16_compute(cpu_features())
+        )
+        return torch.bfloat16 if is_fast else torch.float32
+    if name not in _DTYPES:
+        raise InvalidValue(
+            field="dtype",
+            value=name,
+            limit='must be "auto" or one of ' + ", ".join(_DTYPES),
+            remedy="Choose one of these",
+        )
+    return _DTYPES[name]
+
+
+def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
+    try:
+        return load(checkpoint, dtype=dtype, device=device)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            field="model",
+            value=str(checkpoint.source),
+            limit=f"its weights do not fit on {device}",
+            remedy="Use a smaller model, or a device with more memory",
+        ) from error
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """Return the tokenizer; None where there is none, since token ids can do without."""
+    try:
+        return checkpoint.tokenizer()
+    except AlpageError:
+        return None
+
+
+# -- the memory ------------------------------------------------------------------------------------
+
+
+def _max_model_len(max_positions: int, config: EngineConfig) -> int:
+    if config.max_model_len is not None and config.max_model_len > max_positions:
+        raise InvalidValue(
+            field="max_model_len",
+            value=config.max_model_len,
+            limit=f"may be at most {max_positions}, the model's own limit",
+            remedy="Lower it, or leave it out",
+        )
+    return config.max_model_len or max_positions
+
+
+def _num_pages(
+    config: EngineConfig, device: torch.device, page_bytes: int, max_model_len: int
+) -> int:
+    """Return the pages that `kv_memory` holds, else what of the free memory could be used."""
+    if config.kv_memory is not None:
+        return parse_bytes(config.kv_memory, field="kv_memory") // page_bytes
+    if device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+    else:
+        free_bytes = available_memory_bytes()
+    num_useful = config.max_num_seqs * (-(-max_model_len // config.page_size) + 1)
+    return min(int(free_bytes * _KV_SHARE[device.type]) // page_bytes, num_useful)
+
+
+def _what_fits(
+    max_model_len: int,
+    num_pages: int,
+    page_bytes: int,
+    page_size: int,
+    notify: Callable[[str], None],
+) -> int:
+    """Return the longest sequence that the pages can hold; one is kept for a copy under way."""
+    num_tokens = (num_pages - 1) * page_size
+    held = format_bytes(num_pages * page_bytes)
+    if num_tokens < page_size:
+        raise OutOfMemory(
+            field="kv_memory",
+            value=held,
+            limit=f"cannot hold one request: a page of {page_size} tokens takes "
+            f"{format_bytes(page_bytes)}, and two are the least",
+            remedy=f"Give kv_memory of {format_bytes(max(2 * page_bytes, MiB))} or more",
+        )
+    if num_tokens < max_model_len:
+        notify(
+            f"KV memory of {held} holds {num_tokens:,} tokens: requests are limited to that, "
+            f"not to {max_model_len:,}. Raise kv_memory for longer ones."
+        )
+    return min(num_tokens, max_model_len)
+
+
+def _swap_bytes(config: EngineConfig, kv_bytes: int) -> int:
+    if config.swap_memory is None:
+        return kv_bytes // 4
+    return 0 if config.swap_memory == 0 else parse_bytes(config.swap_memory, field="swap_memory")

@@ -1,0 +1,64 @@
+"""Config: what a user can decide about an engine."""
+
+from dataclasses import dataclass
+from typing import final
+
+from alpage.errors import InvalidValue
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How an engine uses its machine.
+
+    Args:
+        dtype: "auto", "bfloat16", "float16" or "float32"; auto is bfloat16 where the device
+            computes in it, else float32.
+        device: "auto", "cpu", "cuda" or "cuda:N"; auto is a GPU if there is one.
+        kv_memory: memory for keys and values, such as "2GiB"; None: from what is free.
+        swap_memory: host memory that preempted sequences are swapped to; None: a quarter of
+            kv_memory.
+        page_size: tokens in a page, a multiple of 8.
+        max_model_len: tokens of prompt and output together; None: the model's own limit.
+        max_num_seqs: sequences that run at a time.
+        max_num_batched_tokens: tokens that a step computes; None: 512 on a CPU, 4,096 on a GPU.
+        has_prefix_cache: whether prompts share what equal prefixes computed.
+        attention_backend: "auto" or one by name: native, sdpa, reference.
+        seed: of the seeds of requests that bring none.
+
+    Raises:
+        InvalidValue: a value is out of range.
+    """
+
+    dtype: str = "auto"
+    device: str = "auto"
+    kv_memory: str | int | None = None
+    swap_memory: str | int | None = None
+    page_size: int = 16
+    max_model_len: int | None = None
+    max_num_seqs: int = 128
+    max_num_batched_tokens: int | None = None
+    has_prefix_cache: bool = True
+    attention_backend: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _at_least("page_size", self.page_size, 8, multiple=8)
+        _at_least("max_num_seqs", self.max_num_seqs, 1)
+        if self.max_model_len is not None:
+            _at_least("max_model_len", self.max_model_len, 2)
+        if self.max_num_batched_tokens is not None:
+            _at_least("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
+        _at_least("seed", self.seed, 0)
+
+
+def _at_least(name: str, value: object, low: int, *, multiple: int = 1) -> None:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or value < low or value % multiple:  # type: ignore[operator]
+        also = f" and a multiple of {multiple}" if multiple > 1 else ""
+        raise InvalidValue(
+            field=name,
+            value=value,
+            limit=f"must be a whole number, at least {low}{also}",
+            remedy=f"Choose {name} in that range",
+        )

@@ -1,0 +1,58 @@
+"""Detokenize: turn tokens into text as they come, never half a character.
+
+A token may hold part of a UTF-8 character, and a tokenizer may join neighbours (a leading space, a
+byte pair), so new text is the difference between a short window decoded without and with the new
+tokens.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, final
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# A UTF-8 character has at most 4 bytes, so at most 3 tokens can be waiting for its end.
+_MAX_UNFINISHED_TOKENS = 3
+
+
+class Decodes(Protocol):
+    """What detokenizing needs of a tokenizer."""
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of some tokens."""
+
+
+@final
+class Detokenizer:
+    """The text of one growing token sequence."""
+
+    def __init__(self, tokenizer: Decodes, *, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._tokens: list[int] = []
+        self._window = 0  # tokens from here are decoded again, as context for new ones
+        self._read = 0  # the text of the tokens up to here has been returned
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """Return the text that these tokens complete."""
+        self._tokens += tokens
+        end = len(self._tokens)
+        known = self._decode(self._read)
+        text = self._decode(end)
+        if text.endswith(_REPLACEMENT):
+            # What lies further back than a character can reach is a replacement character for good.
+            end = max(self._read, end - _MAX_UNFINISHED_TOKENS)
+            text = self._decode(end)
+        if end == self._read or len(text) <= len(known):
+            return ""
+        self._window, self._read = self._read, end
+        return text[len(known) :]
+
+    def flush(self) -> str:
+        """Return what is left at the end; an unfinished character becomes U+FFFD."""
+        known, text = self._decode(self._read), self._decode(len(self._tokens))
+        self._read = len(self._tokens)
+        return text[len(known) :]
+
+    def _decode(self, end: int) -> str:
+        return self._tokenizer.decode(
+            self._tokens[self._window : end], skip_special_tokens=self._skip_special_tokens
+        )

@@ -1,0 +1,280 @@
+"""Engine: many requests, one step at a time: schedule, run, commit."""
+
+import itertools
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from alpage.errors import InvalidValue, OutOfMemory
+from alpage.serve.batch import Batch
+from alpage.serve.beam import BeamSearch
+from alpage.serve.completion import Ending
+from alpage.serve.decoders import Decoder, ParallelSampling
+from alpage.serve.detokenize import Decodes
+from alpage.serve.params import BeamSearchParams, SamplingParams
+from alpage.serve.request import Request
+from alpage.serve.runner import Runner
+from alpage.serve.sampler import RowResult
+from alpage.serve.scheduler import PATIENCE, Scheduler
+from alpage.serve.sequence import Group, Sequence
+from alpage.serve.slots import DrawRule
+
+
+def _unobserved(_: Batch) -> None:
+    """Nobody looks at the step."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a request may ask for.
+
+    Attributes:
+        max_model_len: tokens of prompt and output together.
+        max_num_seqs: continuations of one request.
+        num_pages: pages there are.
+        page_size: tokens in a page.
+        vocab_size: token ids are below it.
+        eos_ids: the model's own ends of text.
+    """
+
+    max_model_len: int
+    max_num_seqs: int
+    num_pages: int
+    page_size: int
+    vocab_size: int
+    eos_ids: frozenset[int]
+
+
+@final
+class Engine:
+    """Requests go in by `add`, tokens come out by `step`.
+
+    Args:
+        scheduler: decides steps.
+        runner: makes them.
+        limits: what a request may ask for.
+        tokenizer: turns tokens into text; None leaves texts empty.
+        seed: where the seeds of requests without one come from.
+        clock: seconds, for metrics only.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        limits: Limits,
+        tokenizer: Decodes | None,
+        *,
+        seed: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.scheduler = scheduler
+        self.limits = limits
+        self.runner = runner
+        self._tokenizer = tokenizer
+        self._seeds = np.random.default_rng(seed)
+        self._clock = clock
+        self._arrivals = itertools.count()
+        self._requests: dict[str, Request] = {}
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether another step would do something."""
+        return bool(self._requests)
+
+    def add(
+        self,
+        prompt_tokens: Seq[int],
+        params: SamplingParams | BeamSearchParams,
+        *,
+        prompt: str | None = None,
+        request_id: str | None = None,
+        priority: int = 0,
+        salt: str = "",
+    ) -> Request:
+        """Queue a request.
+
+        Args:
+            prompt_tokens: token ids, at least one.
+            params: how to go on from them.
+            prompt: their text, for the output.
+            request_id: a name that no unfinished request has; None makes one.
+            priority: the lower, the sooner it is served; each level lets 1,000 later requests pass.
+            salt: only requests of equal salt share cached prefixes.
+
+        Raises:
+            InvalidValue: the prompt is empty, too long or not of this vocabulary; the name is
+                taken.
+            OutOfMemory: it could not finish even if it were alone.
+        """
+        arrival = next(self._arrivals)
+        request_id = str(arrival) if request_id is None else request_id
+        if request_id in self._requests:
+            raise InvalidValue(
+                field="request_id",
+                value=request_id,
+                limit="is the name of a request that is not finished",
+                remedy="Choose another, or leave it out",
+            )
+        self._check_tokens(prompt_tokens, params)
+        ending = self._ending(prompt_tokens, params)
+        group = Group(
+            request_id=request_id,
+            key=(arrival + PATIENCE * priority, arrival),
+            prompt_tokens=tuple(prompt_tokens),
+            num_sequences=params.num_sequences,
+            max_new_tokens=ending.max_tokens,
+            is_lockstep=isinstance(params, BeamSearchParams),
+            wants_prompt_logprobs=isinstance(params, SamplingParams)
+            and params.prompt_logprobs is not None,
+            salt=salt,
+        )
+        self._check_fits(group)
+        request = Request(
+            group,
+            self._decoder(params, ending, len(prompt_tokens)),
+            prompt=prompt,
+            tokenizer=self._tokenizer,
+            arrival_s=self._clock(),
+        )
+        self.runner.open(
+            request_id, DrawRule(params=params, seed=self._seed(params), end_ids=tuple(ending.ids))
+        )
+        self._requests[request_id] = request
+        self.scheduler.add(group)
+        return request
+
+    def abort(self, request_id: str) -> Request:
+        """End a request where it is, whatever its state; its pages are free at once."""
+        request = self._requests[request_id]
+        request.abort()
+        self._close(request)
+        return request
+
+    def step(self, observe: Callable[[Batch], None] = _unobserved) -> list[Request]:
+        """Make one step; return the requests that gained tokens, finished ones among them.
+
+        Args:
+            observe: sees the step once it has run and before it is committed, while
+                `scheduler.usage()` is the memory that it ran in.
+        """
+        batch = self.scheduler.schedule()
+        results = self.runner.run(batch)
+        observe(batch)
+        return self._commit(batch, results)
+
+    def _commit(self, batch: Batch, results: Seq[RowResult]) -> list[Request]:
+        """Give every request what its rows drew."""
+        now_s = self._clock()
+        by_request: dict[str, list[tuple[int, RowResult]]] = {}
+        for row, result in zip(batch.rows, results, strict=True):
+            by_request.setdefault(row.request_id, []).append((row.slot, result))
+        advanced = []
+        for request_id, slot_results in by_request.items():
+            request = self._requests[request_id]
+            by_slot = {sequence.slot: sequence for sequence in request.group.sequences}
+            parents: list[Sequence] = [by_slot[slot] for slot, _ in slot_results]
+            drawn = [result for _, result in slot_results]
+            children = request.advance(parents, drawn, now_s)
+            if children is None:
+                continue
+            advanced.append(request)
+            if request.is_finished:
+                self._close(request)
+            else:
+                self.scheduler.evolve(request.group, parents, children)
+        return advanced
+
+    def _close(self, request: Request) -> None:
+        self.scheduler.finish(request.group)
+        self.runner.close(request.request_id)
+        del self._requests[request.request_id]
+
+    # -- what a request becomes --------------------------------------------------------------------
+
+    def _decoder(
+        self, params: SamplingParams | BeamSearchParams, ending: Ending, num_prompt_tokens: int
+    ) -> Decoder:
+        if isinstance(params, SamplingParams):
+            return ParallelSampling(params, ending, self._tokenizer)
+        return BeamSearch(params, ending, num_prompt_tokens, self._tokenizer)
+
+    def _ending(self, prompt_tokens: Seq[int], params: SamplingParams | BeamSearchParams) -> Ending:
+        num_left = self.limits.max_model_len - len(prompt_tokens)
+        return Ending(
+            eos_ids=frozenset() if params.ignore_eos else self.limits.eos_ids,
+            stop_ids=frozenset(params.stop_token_ids),
+            max_tokens=num_left if params.max_tokens is None else params.max_tokens,
+        )
+
+    def _seed(self, params: SamplingParams | BeamSearchParams) -> int:
+        if isinstance(params, SamplingParams) and params.seed is not None:
+            return params.seed % 2**64
+        return int(self._seeds.integers(2**63))
+
+    # -- what is refused ---------------------------------------------------------------------------
+
+    def _check_tokens(
+        self, prompt_tokens: Seq[int], params: SamplingParams | BeamSearchParams
+    ) -> None:
+        limits = self.limits
+        if not prompt_tokens:
+            raise InvalidValue(
+                field="prompt",
+                value=list(prompt_tokens),
+                limit="must hold at least one token",
+                remedy="Begin with a token such as the tokenizer's beginning of text",
+            )
+        ids = [*prompt_tokens, *params.stop_token_ids]
+        if isinstance(params, SamplingParams):
+            ids += params.logit_bias
+            self._check_text(params)
+        stranger = next((token for token in ids if not 0 <= token < limits.vocab_size), None)
+        if stranger is not None:
+            raise InvalidValue(
+                field="token id",
+                value=stranger,
+                limit=f"must be from 0 to {limits.vocab_size - 1}, the model's vocabulary",
+                remedy="Encode with the model's own tokenizer",
+            )
+        num_wanted = len(prompt_tokens) + (params.max_tokens or 1)
+        if num_wanted > limits.max_model_len:
+            raise InvalidValue(
+                field="prompt and max_tokens",
+                value=f"{len(prompt_tokens)} + {params.max_tokens or 1} tokens",
+                limit=f"may be at most {limits.max_model_len} tokens together",
+                remedy="Shorten the prompt, lower max_tokens (None: what is left), or raise "
+                "max_model_len or kv_memory where they are the limit",
+            )
+
+    def _check_text(self, params: SamplingParams) -> None:
+        if params.stop_strings and self._tokenizer is None:
+            raise InvalidValue(
+                field="stop",
+                value=params.stop_strings,
+                limit="needs a tokenizer, and this model has none",
+                remedy="Use stop_token_ids",
+            )
+
+    def _check_fits(self, group: Group) -> None:
+        limits = self.limits
+        if group.num_sequences > limits.max_num_seqs:
+            raise InvalidValue(
+                field="n, best_of or beam_width",
+                value=group.num_sequences,
+                limit=f"may be at most max_num_seqs={limits.max_num_seqs}",
+                remedy="Ask for fewer, or raise max_num_seqs",
+            )
+        num_needed = group.num_pages_at_most(limits.page_size)
+        if num_needed > limits.num_pages:
+            raise OutOfMemory(
+                field="kv_memory",
+                value=f"{limits.num_pages} pages of {limits.page_size} tokens",
+                limit=f"cannot hold this request, which may need {num_needed} pages",
+                remedy="Raise kv_memory, lower max_tokens, or ask for fewer continuations",
+            )

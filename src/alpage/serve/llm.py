@@ -1,0 +1,193 @@
+"""LLM: a model to call: prompts in, texts out, in the caller's own process."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+from alpage.errors import BadCheckpoint, InvalidValue
+from alpage.models import Tokenizer
+from alpage.serve.build import build_engine
+from alpage.serve.config import EngineConfig
+from alpage.serve.engine import Engine
+from alpage.serve.outputs import RequestOutput, StreamChunk
+from alpage.serve.params import BeamSearchParams, SamplingParams
+from alpage.serve.request import Request
+
+Params: TypeAlias = SamplingParams | BeamSearchParams
+# Text, or token ids.
+Prompt: TypeAlias = str | Seq[int]
+Message: TypeAlias = Mapping[str, Any]
+
+
+@final
+class LLM:
+    """A language model with its paged memory.
+
+    Args:
+        model: a short name (`alpage models`), a Hugging Face directory or a .gguf file.
+        notify: takes lines for the user, such as a limit that memory set; None prints them to
+            stderr.
+        **options: fields of `EngineConfig`: dtype, device, kv_memory and so on.
+
+    Raises:
+        AlpageError: the model cannot be found, read or held, or an option is out of range.
+
+    Example:
+        llm = LLM("smollm2-135m")
+        for output in llm.generate(["Once upon a time"], SamplingParams(max_tokens=32)):
+            print(output.outputs[0].text)
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "smollm2-135m",
+        *,
+        notify: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> None:
+        self._engine, self._tokenizer = build_engine(
+            model, _config(options), notify or _print_to_stderr
+        )
+
+    @property
+    def engine(self) -> Engine:
+        """What makes the steps."""
+        return self._engine
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer.
+
+        Raises:
+            BadCheckpoint: the model has none.
+        """
+        if self._tokenizer is None:
+            raise BadCheckpoint(
+                field="tokenizer",
+                value=None,
+                limit="this model has none, so text cannot be encoded",
+                remedy="Put tokenizer.json beside the weights, or give prompts as token ids",
+            )
+        return self._tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Seq[Prompt],
+        params: Params | Seq[Params] | None = None,
+        *,
+        priority: int = 0,
+    ) -> list[RequestOutput]:
+        """Continue prompts, all at once.
+
+        Args:
+            prompts: one prompt or several, each text or token ids.
+            params: for all of them, or one for each; None: `SamplingParams()`.
+            priority: the lower, the sooner they are served.
+
+        Returns:
+            An output per prompt, in their order.
+
+        Raises:
+            InvalidValue: a prompt or a parameter is out of range; nothing is generated then.
+            OutOfMemory: a request could not finish even if it were alone.
+        """
+        listed = _as_list(prompts)
+        return self._run(listed, _params_for(len(listed), params), priority)
+
+    def chat(
+        self, messages: Seq[Message] | Seq[Seq[Message]], params: Params | None = None
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several, each a list of {"role": ..., "content": ...}.
+
+        Raises:
+            BadCheckpoint: the model has no chat template.
+            InvalidValue: as for `generate`, or the template refuses the messages.
+        """
+        is_one = bool(messages) and isinstance(messages[0], Mapping)
+        conversations: Seq[Any] = [messages] if is_one else messages
+        prompts = [self.encode_chat(conversation) for conversation in conversations]
+        return self._run(prompts, _params_for(len(prompts), params), 0)
+
+    def stream(self, prompt: Prompt, params: Params | None = None) -> Iterator[StreamChunk]:
+        """Continue one prompt, a chunk at a time. Left early, the request is aborted.
+
+        Raises:
+            InvalidValue: the prompt or a parameter is out of range.
+            OutOfMemory: the request could not finish even if it were alone.
+        """
+        return self._stream(self._add(prompt, params or SamplingParams(), 0))
+
+    def encode_chat(self, messages: Seq[Message]) -> list[int]:
+        """Return the prompt that asks for the next message of a conversation."""
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _stream(self, request: Request) -> Iterator[StreamChunk]:
+        try:
+            while not request.is_finished:
+                self._engine.step()
+                yield from request.take_chunks()
+        finally:
+            if not request.is_finished:
+                self._engine.abort(request.request_id)
+
+    def _run(self, prompts: Seq[Prompt], params: Seq[Params], priority: int) -> list[RequestOutput]:
+        requests: list[Request] = []
+        try:
+            for prompt, own_params in zip(prompts, params, strict=True):
+                requests.append(self._add(prompt, own_params, priority))
+            while not all(request.is_finished for request in requests):
+                self._engine.step()
+        finally:
+            for request in requests:
+                if not request.is_finished:
+                    self._engine.abort(request.request_id)
+        return [request.output() for request in requests]
+
+    def _add(self, prompt: Prompt, params: Params, priority: int) -> Request:
+        if isinstance(prompt, str):
+            tokens = self.tokenizer.encode(prompt, add_special_tokens=True)
+            return self._engine.add(tokens, params, prompt=prompt, priority=priority)
+        return self._engine.add(prompt, params, priority=priority)
+
+
+def _config(options: Mapping[str, Any]) -> EngineConfig:
+    known = [field.name for field in dataclasses.fields(EngineConfig)]
+    for name in options:
+        if name not in known:
+            raise InvalidValue(
+                field=name,
+                value=options[name],
+                limit="is not an option; the options are " + ", ".join(known),
+                remedy="Check its spelling",
+            )
+    return EngineConfig(**options)
+
+
+def _as_list(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
+    """Return prompts as a list; text or a list of token ids is one prompt."""
+    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _params_for(num_prompts: int, params: Params | Seq[Params] | None) -> list[Params]:
+    if params is None:
+        return [SamplingParams()] * num_prompts
+    if isinstance(params, SamplingParams | BeamSearchParams):
+        return [params] * num_prompts
+    if len(params) != num_prompts:
+        raise InvalidValue(
+            field="params",
+            value=f"{len(params)} entries",
+            limit=f"must be one for all prompts, or {num_prompts}, one for each",
+            remedy="Give as many as there are prompts",
+        )
+    return list(params)
+
+
+def _print_to_stderr(line: str) -> None:
+    sys.stderr.write(line + "\n")

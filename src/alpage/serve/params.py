@@ -1,0 +1,229 @@
+"""Params: how a request wants its tokens chosen, and when it wants them to end.
+
+Names and meanings are vLLM's and OpenAI's where those agree. Values out of range are refused here,
+once, with the limit they broke.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+from alpage.errors import InvalidValue
+
+MAX_SEQUENCES_PER_REQUEST = 64
+MAX_LOGPROBS = 64
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 1024
+MAX_LOGIT_BIASES = 1024
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """Draw `n` continuations of a prompt.
+
+    Args:
+        n: continuations to return.
+        best_of: continuations to draw; the `n` with the highest mean log-probability are returned.
+        max_tokens: output tokens at most; None: as many as the model's length leaves.
+        min_tokens: output tokens before which neither the end of the text nor a stop token is
+            drawn.
+        temperature: 0 takes the likeliest token (of equals the lowest id); above, logits are
+            divided by it.
+        top_k: draw among the likeliest k only; 0 or -1: among all.
+        top_p: draw among the likeliest whose probabilities sum to at least p (nucleus).
+        min_p: draw among those with at least this share of the likeliest token's probability.
+        presence_penalty: subtracted once from the logit of every token that was output.
+        frequency_penalty: subtracted from a token's logit for each time it was output.
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt
+            or output (Keskar et al. 2019, arXiv:1909.05858).
+        logit_bias: added to the logits of these token ids.
+        seed: same seed, same tokens, whatever else is in the batch; None draws a seed.
+        stop: strings that end the text; excluded from it unless `include_stop_str_in_output`.
+        stop_token_ids: tokens that end the text, besides the model's own.
+        ignore_eos: do not end at the model's end-of-text tokens.
+        logprobs: also return the log-probabilities (of the model, before any of the above) of the
+            chosen token and of this many likeliest ones.
+        prompt_logprobs: the same for the prompt's tokens.
+        skip_special_tokens: leave special tokens out of the text.
+
+    Raises:
+        InvalidValue: a value is out of range.
+    """
+
+    n: int = 1
+    best_of: int | None = None
+    max_tokens: int | None = 256
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        _whole("n", self.n, 1, MAX_SEQUENCES_PER_REQUEST)
+        if self.best_of is not None:
+            _whole("best_of", self.best_of, self.n, MAX_SEQUENCES_PER_REQUEST)
+        _check_lengths(self.max_tokens, self.min_tokens)
+        _real("temperature", self.temperature, 0.0, 100.0)
+        _whole("top_k", self.top_k, -1, None)
+        _real("top_p", self.top_p, 0.0, 1.0, excludes_low=True)
+        _real("min_p", self.min_p, 0.0, 1.0)
+        _real("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _real("repetition_penalty", self.repetition_penalty, 0.0, 100.0, excludes_low=True)
+        _check_bias(self.logit_bias)
+        if self.seed is not None:
+            _whole("seed", self.seed, -(2**63), 2**64 - 1)
+        _check_stop(self.stop_strings)
+        for token in self.stop_token_ids:
+            _whole("stop_token_ids", token, 0, None)
+        for name, value in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+            if value is not None:
+                _whole(name, value, 0, MAX_LOGPROBS)
+
+    @property
+    def num_sequences(self) -> int:
+        """Continuations that are drawn."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamSearchParams:
+    """Search for the likeliest continuations, keeping `beam_width` at a time.
+
+    Scores, order and stopping are those of Hugging Face's beam search.
+
+    Args:
+        beam_width: hypotheses that are extended at every step.
+        n: hypotheses to return, the best first; None: `beam_width`.
+        max_tokens: output tokens at most; None: as many as the model's length leaves.
+        min_tokens: output tokens before which no hypothesis ends.
+        length_penalty: a finished hypothesis scores its log-probability over length to this power.
+        early_stopping: True ends once `beam_width` hypotheses are finished; False also looks
+            whether a running one could still win at its current length; "never" at the best length
+            it may reach.
+        ignore_eos: do not end hypotheses at the model's end-of-text tokens.
+        stop_token_ids: tokens that end a hypothesis, besides the model's own.
+        skip_special_tokens: leave special tokens out of the text.
+
+    Raises:
+        InvalidValue: a value is out of range.
+    """
+
+    beam_width: int
+    n: int | None = None
+    max_tokens: int | None = 256
+    min_tokens: int = 0
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    ignore_eos: bool = False
+    stop_token_ids: Sequence[int] = ()
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        _whole("beam_width", self.beam_width, 1, MAX_SEQUENCES_PER_REQUEST)
+        if self.n is not None:
+            _whole("n", self.n, 1, self.beam_width)
+        _check_lengths(self.max_tokens, self.min_tokens)
+        _real("length_penalty", self.length_penalty, -10.0, 10.0)
+        if self.early_stopping not in (True, False, "never"):
+            raise InvalidValue(
+                field="early_stopping",
+                value=self.early_stopping,
+                limit='must be True, False or "never"',
+                remedy="See BeamSearchParams for what each does",
+            )
+        for token in self.stop_token_ids:
+            _whole("stop_token_ids", token, 0, None)
+
+    @property
+    def num_sequences(self) -> int:
+        """Hypotheses that are extended at every step."""
+        return self.beam_width
+
+
+def _whole(name: str, value: object, low: int, high: int | None) -> None:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or value < low or (high is not None and value > high):  # type: ignore[operator]
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise InvalidValue(
+            field=name,
+            value=value,
+            limit=f"must be a whole number, {bounds}",
+            remedy=f"Choose {name} in that range",
+        )
+
+
+def _real(name: str, value: object, low: float, high: float, *, excludes_low: bool = False) -> None:
+    is_real = (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    )
+    if not is_real or not low <= value <= high or (excludes_low and value == low):  # type: ignore[operator]
+        bounds = (
+            f"above {low:g} and at most {high:g}"
+            if excludes_low
+            else f"between {low:g} and {high:g}"
+        )
+        raise InvalidValue(
+            field=name,
+            value=value,
+            limit=f"must be a number {bounds}",
+            remedy=f"Choose {name} in that range",
+        )
+
+
+def _check_lengths(max_tokens: int | None, min_tokens: int) -> None:
+    if max_tokens is not None:
+        _whole("max_tokens", max_tokens, 1, None)
+    _whole("min_tokens", min_tokens, 0, max_tokens)
+
+
+def _check_bias(logit_bias: Mapping[int, float]) -> None:
+    if len(logit_bias) > MAX_LOGIT_BIASES:
+        raise InvalidValue(
+            field="logit_bias",
+            value=f"{len(logit_bias)} entries",
+            limit=f"may hold at most {MAX_LOGIT_BIASES} entries",
+            remedy="Keep the entries that matter most",
+        )
+    for token, bias in logit_bias.items():
+        _whole("logit_bias", token, 0, None)
+        _real(f"logit_bias[{token}]", bias, -100.0, 100.0)
+
+
+def _check_stop(stop_strings: tuple[str, ...]) -> None:
+    if len(stop_strings) > MAX_STOP_STRINGS:
+        raise InvalidValue(
+            field="stop",
+            value=f"{len(stop_strings)} strings",
+            limit=f"may hold at most {MAX_STOP_STRINGS} strings",
+            remedy="Keep the strings that matter most",
+        )
+    for text in stop_strings:
+        if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_CHARACTERS:
+            raise InvalidValue(
+                field="stop",
+                value=text,
+                limit=f"must be strings of 1 to {MAX_STOP_CHARACTERS} characters",
+                remedy="Leave out empty strings, shorten long ones",
+            )

@@ -1,0 +1,170 @@
+"""Sampler: what the rows of a step draw, by the rules of their requests.
+
+Dims: R rows that draw, V vocabulary, D draws (a row may draw several), E (row, token) pairs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alpage.ops import sampling
+from alpage.serve.batch import Row
+from alpage.serve.outputs import Logprob, TokenLogprobs
+from alpage.serve.params import SamplingParams
+from alpage.serve.slots import DrawRule, Slots
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowResult:
+    """What one row of a step gave.
+
+    Attributes:
+        tokens: one per draw; none for beams.
+        logprobs: of each token, if asked for.
+        candidates: for beams: the likeliest (token, log-probability), the best first.
+        prompt_logprobs: of the prompt tokens behind each of the row's tokens, if asked for.
+    """
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    candidates: tuple[tuple[int, float], ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+def sample(logits_RV: Tensor, rows: Sequence[Row], slots: Slots) -> list[RowResult]:
+    """Return each row's draws.
+
+    Args:
+        logits_RV: float32, behind the last token of each row.
+        rows: R rows with `num_draws` > 0.
+        slots: the rows' state.
+    """
+    adjusted_RV = _adjust(logits_RV, rows, slots)
+    rules = [_rule(slots, row) for row in rows]
+    drawing = [r for r, rule in enumerate(rules) if isinstance(rule.params, SamplingParams)]
+    results: dict[int, RowResult] = {}
+    if drawing:
+        tokens = _draw(adjusted_RV, drawing, rows, slots)
+        logprobs = _logprobs(logits_RV, tokens, rules)
+        for r in drawing:
+            results[r] = RowResult(tokens=tuple(tokens[r]), logprobs=tuple(logprobs.get(r, ())))
+    for r, rule in enumerate(rules):
+        if r not in results:
+            total = logits_RV[r].logsumexp(-1)
+            top = adjusted_RV[r].topk(min(rule.num_candidates, logits_RV.shape[-1]))
+            scores = (top.values - total).tolist()
+            results[r] = RowResult(candidates=tuple(zip(top.indices.tolist(), scores, strict=True)))
+    return [results[r] for r in range(len(rows))]
+
+
+def to_logprobs(
+    ranked: sampling.RankedLogprobs, tokens: Sequence[int], nums_top: Sequence[int]
+) -> list[TokenLogprobs]:
+    """Return for each row its token's log-probability and those of the likeliest it wants."""
+    logprobs, ranks = ranked.logprob_R.tolist(), ranked.rank_R.tolist()
+    top_ids, top_logprobs = ranked.top_id_RN.tolist(), ranked.top_logprob_RN.tolist()
+    entries: list[TokenLogprobs] = []
+    for r, num_top in enumerate(nums_top):
+        entry = {tokens[r]: Logprob(logprobs[r], ranks[r])}
+        for place in range(num_top):
+            entry.setdefault(top_ids[r][place], Logprob(top_logprobs[r][place], place + 1))
+        entries.append(entry)
+    return entries
+
+
+def _rule(slots: Slots, row: Row) -> DrawRule:
+    rule = slots.rules[row.slot]
+    assert rule is not None, "a row's slot is opened before it draws"
+    return rule
+
+
+def _draw(
+    logits_RV: Tensor, drawing: Sequence[int], rows: Sequence[Row], slots: Slots
+) -> dict[int, list[int]]:
+    """Return the tokens of each drawing row; a prompt's row draws for all continuations."""
+    row_D = np.array([r for r in drawing for _ in range(rows[r].num_draws)])
+    slot_D = np.array([rows[r].slot for r in row_D])
+    first_index_D = np.array([draw for r in drawing for draw in range(rows[r].num_draws)])
+    position_D = np.array([rows[r].context for r in row_D])
+    uniform_D = sampling.uniform(
+        slots.seed_N[slot_D],
+        slots.index_N[slot_D] + first_index_D.astype(np.uint64),
+        position_D.astype(np.uint64),
+    )
+    device = logits_RV.device
+
+    def on_device(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    params = sampling.DrawParams(
+        temperature_R=on_device(slots.temperature_N[slot_D]),
+        top_k_R=on_device(slots.top_k_N[slot_D]),
+        top_p_R=on_device(slots.top_p_N[slot_D]),
+        min_p_R=on_device(slots.min_p_N[slot_D]),
+        uniform_R=on_device(uniform_D),
+    )
+    is_each_once = len(row_D) == len(rows)
+    logits_DV = logits_RV if is_each_once else logits_RV[on_device(row_D)]
+    tokens: dict[int, list[int]] = {r: [] for r in drawing}
+    for r, token in zip(row_D, sampling.draw(logits_DV, params).tolist(), strict=True):
+        tokens[r].append(token)
+    return tokens
+
+
+def _logprobs(
+    logits_RV: Tensor, tokens: dict[int, list[int]], rules: Sequence[DrawRule]
+) -> dict[int, list[TokenLogprobs]]:
+    """Return log-probabilities for the rows that want them, or rank their draws by them."""
+    nums_top: dict[int, int] = {}
+    for r in tokens:
+        params = rules[r].params
+        assert isinstance(params, SamplingParams)
+        if params.logprobs is not None:
+            nums_top[r] = params.logprobs
+        elif params.num_sequences > params.n:
+            nums_top[r] = 0
+    if not nums_top:
+        return {}
+    pairs = [(r, token) for r in nums_top for token in tokens[r]]
+    row_D, token_D = (torch.tensor(x, device=logits_RV.device) for x in zip(*pairs, strict=True))
+    ranked = sampling.rank_logprobs(logits_RV[row_D], token_D, max(nums_top.values()))
+    entries = to_logprobs(ranked, [token for _, token in pairs], [nums_top[r] for r, _ in pairs])
+    by_row: dict[int, list[TokenLogprobs]] = {}
+    for (r, _), entry in zip(pairs, entries, strict=True):
+        by_row.setdefault(r, []).append(entry)
+    return by_row
+
+
+def _adjust(logits_RV: Tensor, rows: Sequence[Row], slots: Slots) -> Tensor:
+    """Return the logits with penalties, biases and held back ends, if there are any."""
+    adjusted = [r for r, row in enumerate(rows) if slots.is_adjusted_N[row.slot]]
+    if not adjusted:
+        return logits_RV
+    logits_RV = logits_RV.clone()
+    for r in adjusted:
+        rule, row = _rule(slots, rows[r]), rows[r]
+        num_prompt_tokens = int(slots.num_prompt_tokens_N[row.slot])
+        seen = torch.from_numpy(slots.token_NC[row.slot, : row.context].astype(np.int64))
+        _adjust_row(logits_RV[r], rule, seen.to(logits_RV.device), num_prompt_tokens)
+    return logits_RV
+
+
+def _adjust_row(logits_V: Tensor, rule: DrawRule, seen_C: Tensor, num_prompt_tokens: int) -> None:
+    params = rule.params
+    if isinstance(params, SamplingParams):
+        if params.repetition_penalty != 1:
+            sampling.penalize_repetition(logits_V, seen_C, params.repetition_penalty)
+        if params.presence_penalty or params.frequency_penalty:
+            output_C = seen_C[num_prompt_tokens:]
+            sampling.penalize_occurrence(
+                logits_V, output_C, params.presence_penalty, params.frequency_penalty
+            )
+        for token, bias in params.logit_bias.items():
+            logits_V[token] += bias
+    if rule.end_ids and len(seen_C) - num_prompt_tokens < params.min_tokens:
+        logits_V[list(rule.end_ids)] = -torch.inf
