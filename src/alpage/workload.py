@@ -1,4 +1,4 @@
-"""Workload: the numbers that decide what a model costs."""
+"""Workload: the numbers that decide what a model costs to run."""
 
 from dataclasses import dataclass
 from typing import final
@@ -7,7 +7,28 @@ from typing import final
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelShape:
-    """Sizes of a decoder-only transformer."""
+    """Sizes of a decoder-only transformer.
+
+    Attributes:
+        num_layers: transformer blocks.
+        d_model: features of a token between blocks.
+        num_heads: query heads.
+        num_kv_heads: key/value heads; each serves `num_heads / num_kv_heads` query heads.
+        head_dim: features of a head.
+        d_ff: features inside the feed-forward.
+        num_ffn_matrices: 3 with a gate, 2 without.
+        vocab_size: tokens there are.
+        is_tied: whether the vocabulary projection is the embedding.
+
+    >>> smollm2 = ModelShape(
+    ...     num_layers=30, d_model=576, num_heads=9, num_kv_heads=3, head_dim=64, d_ff=1536,
+    ...     num_ffn_matrices=3, vocab_size=49152, is_tied=True,
+    ... )
+    >>> smollm2.num_parameters
+    134515008
+    >>> smollm2.kv_bytes_per_token(element_bytes=2)
+    23040
+    """
 
     num_layers: int
     d_model: int
@@ -20,14 +41,20 @@ class ModelShape:
     is_tied: bool
 
     @property
+    def num_block_matrix_parameters(self) -> int:
+        """Weights of all blocks that a token is multiplied with: projections and feed-forward."""
+        heads = 2 * self.num_heads + 2 * self.num_kv_heads  # q and out, k and v
+        ffn = self.num_ffn_matrices * self.d_ff
+        return self.num_layers * self.d_model * (heads * self.head_dim + ffn)
+
+    @property
     def num_parameters(self) -> int:
-        """Weights."""
-        attention = 2 * self.d_model * self.head_dim * (self.num_heads + self.num_kv_heads)
-        ffn = self.num_ffn_matrices * self.d_model * self.d_ff
-        norms = 2 * self.d_model
-        vocab = self.vocab_size * self.d_model * (1 if self.is_tied else 2)
-        return self.num_layers * (attention + ffn + norms) + vocab + self.d_model
+        """All weights, norms included; biases are not counted."""
+        num_vocab_matrices = 1 if self.is_tied else 2
+        norms = (2 * self.num_layers + 1) * self.d_model
+        vocab = num_vocab_matrices * self.vocab_size * self.d_model
+        return self.num_block_matrix_parameters + vocab + norms
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
-        """Bytes of keys and values of a token."""
+        """Bytes of one token's keys and values in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_bytes

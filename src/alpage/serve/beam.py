@@ -17,7 +17,7 @@ from alpage.serve.decoders import to_chunk
 from alpage.serve.detokenize import Decodes
 from alpage.serve.outputs import CompletionOutput, FinishReason, StreamChunk
 from alpage.serve.params import BeamSearchParams
-from alpage.serve.sampler import RowResult
+from alpage.serve.results import RowResult
 from alpage.serve.sequence import Child, Sequence
 
 

@@ -12,7 +12,7 @@ from alpage.serve.completion import Completion, Ending, best
 from alpage.serve.detokenize import Decodes
 from alpage.serve.outputs import CompletionOutput, StreamChunk
 from alpage.serve.params import SamplingParams
-from alpage.serve.sampler import RowResult
+from alpage.serve.results import RowResult
 from alpage.serve.sequence import Child, Sequence
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Protocol, final
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# A UTF-8 character has at most 4 bytes, so at most 3 tokens can be waiting for its end.
-_MAX_UNFINISHED_TOKENS = 3
+# A UTF-8 character has at most 4 bytes; tokens may begin in one character and end in the next, so a
+# few more than 4 can wait for an end. What waits longer is broken, and stays so.
+_MAX_WAITING_TOKENS = 8
 
 
 class Decodes(Protocol):
@@ -34,14 +35,16 @@ class Detokenizer:
     def push(self, tokens: Sequence[int]) -> str:
         """Return the text that these tokens complete."""
         self._tokens += tokens
-        end = len(self._tokens)
         known = self._decode(self._read)
-        text = self._decode(end)
-        if text.endswith(_REPLACEMENT):
-            # What lies further back than a character can reach is a replacement character for good.
-            end = max(self._read, end - _MAX_UNFINISHED_TOKENS)
+        last = len(self._tokens)
+        for end in range(last, max(self._read, last - _MAX_WAITING_TOKENS), -1):
             text = self._decode(end)
-        if end == self._read or len(text) <= len(known):
+            if not text.endswith(_REPLACEMENT):
+                break
+        else:
+            end = max(self._read, last - _MAX_WAITING_TOKENS)
+            text = self._decode(end)
+        if len(text) <= len(known):
             return ""
         self._window, self._read = self._read, end
         return text[len(known) :]

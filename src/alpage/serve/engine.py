@@ -10,17 +10,17 @@ from typing import final
 import numpy as np
 
 from alpage.errors import InvalidValue, OutOfMemory
-from alpage.serve.batch import Batch
+from alpage.serve.batch import Batch, Row
 from alpage.serve.beam import BeamSearch
 from alpage.serve.completion import Ending
 from alpage.serve.decoders import Decoder, ParallelSampling
 from alpage.serve.detokenize import Decodes
 from alpage.serve.params import BeamSearchParams, SamplingParams
 from alpage.serve.request import Request
+from alpage.serve.results import RowResult
 from alpage.serve.runner import Runner
-from alpage.serve.sampler import RowResult
 from alpage.serve.scheduler import PATIENCE, Scheduler
-from alpage.serve.sequence import Group, Sequence
+from alpage.serve.sequence import Group
 from alpage.serve.slots import DrawRule
 
 
@@ -164,24 +164,28 @@ class Engine:
                 `scheduler.usage()` is the memory that it ran in.
         """
         batch = self.scheduler.schedule()
-        results = self.runner.run(batch)
+        try:
+            results = self.runner.run(batch)
+        except BaseException:
+            # What was scheduled was not computed: no request can go on, no prefix can be trusted.
+            for request_id in list(self._requests):
+                self.abort(request_id)
+            self.scheduler.memory.pool.reset()
+            raise
         observe(batch)
         return self._commit(batch, results)
 
     def _commit(self, batch: Batch, results: Seq[RowResult]) -> list[Request]:
         """Give every request what its rows drew."""
         now_s = self._clock()
-        by_request: dict[str, list[tuple[int, RowResult]]] = {}
+        by_request: dict[str, list[tuple[Row, RowResult]]] = {}
         for row, result in zip(batch.rows, results, strict=True):
-            by_request.setdefault(row.request_id, []).append((row.slot, result))
+            by_request.setdefault(row.request_id, []).append((row, result))
         advanced = []
-        for request_id, slot_results in by_request.items():
+        for request_id, rows in by_request.items():
             request = self._requests[request_id]
-            by_slot = {sequence.slot: sequence for sequence in request.group.sequences}
-            parents: list[Sequence] = [by_slot[slot] for slot, _ in slot_results]
-            drawn = [result for _, result in slot_results]
-            children = request.advance(parents, drawn, now_s)
-            if children is None:
+            parents, children = request.advance(rows, now_s)
+            if not parents:
                 continue
             advanced.append(request)
             if request.is_finished:

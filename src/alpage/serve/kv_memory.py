@@ -83,6 +83,7 @@ class KvMemory:
     def take_moves(self) -> tuple[tuple[Move, ...], tuple[Move, ...], tuple[Move, ...]]:
         """Return the moves (out, in, copies) since the last call; what they read may be reused from now on."""
         moves = (tuple(self._out), tuple(self._in), tuple(self._copies))
+        self.num_swapped_pages += len(self._out)
         self.pool.release(self._pinned)
         self._host.release(self._host_read)
         for used in (self._out, self._in, self._copies, self._pinned, self._host_read):
@@ -187,7 +188,6 @@ class KvMemory:
             return
         hosts = [self._host.allocate() for _ in pages]
         self._out += [Move(page, host) for page, host in zip(pages, hosts, strict=True)]
-        self.num_swapped_pages += len(pages)
         sequence.host_pages = hosts + sequence.host_pages
         sequence.host_start = keep * self.pool.page_size
         sequence.num_swapped += num_tokens
@@ -202,6 +202,8 @@ class KvMemory:
         self._release(reversed(released))
 
     def _drop_host(self, sequence: Sequence) -> None:
+        # Another may get these host pages in this very step: what was to go there must not.
+        self._out = [move for move in self._out if move.target not in sequence.host_pages]
         self._host.release(sequence.host_pages)
         sequence.host_pages = []
         sequence.num_swapped = 0

@@ -3,11 +3,12 @@
 from collections.abc import Sequence as Seq
 from typing import final
 
+from alpage.serve.batch import Row
 from alpage.serve.completion import decoded
 from alpage.serve.decoders import Decoder
 from alpage.serve.detokenize import Decodes
 from alpage.serve.outputs import RequestMetrics, RequestOutput, StreamChunk, TokenLogprobs
-from alpage.serve.sampler import RowResult
+from alpage.serve.results import RowResult
 from alpage.serve.sequence import Child, Group, Sequence
 
 
@@ -30,9 +31,9 @@ class Request:
         self._prompt = prompt
         self._tokenizer = tokenizer
         self._arrival_s = arrival_s
-        self._prompt_logprobs: list[TokenLogprobs | None] | None = None
-        if group.wants_prompt_logprobs:
-            self._prompt_logprobs = [None]
+        # By position, so that a prompt computed again after a preemption changes nothing.
+        num_wanted = len(group.prompt_tokens) if group.wants_prompt_logprobs else 0
+        self._prompt_logprobs: list[TokenLogprobs | None] = [None] * num_wanted
 
     @property
     def request_id(self) -> str:
@@ -45,23 +46,25 @@ class Request:
         return self._decoder.is_finished
 
     def advance(
-        self, parents: Seq[Sequence], results: Seq[RowResult], now_s: float
-    ) -> list[Child] | None:
-        """Return the next generation; None while the prompt is incomplete."""
-        for result in results:
-            if self._prompt_logprobs is not None:
-                self._prompt_logprobs += [
-                    decoded(entry, self._tokenizer) for entry in result.prompt_logprobs
-                ]
-        drew = [
-            (parent, result)
-            for parent, result in zip(parents, results, strict=True)
-            if result.tokens or result.candidates
-        ]
-        if not drew:
-            return None
+        self, rows: Seq[tuple[Row, RowResult]], now_s: float
+    ) -> tuple[Seq[Sequence], list[Child]]:
+        """Take what the rows of a step gave.
+
+        Returns the sequences that drew tokens, none while the prompt is incomplete, and their
+        children.
+        """
+        by_slot = {sequence.slot: sequence for sequence in self.group.sequences}
+        parents, results = [], []
+        for row, result in rows:
+            for place, entry in enumerate(result.prompt_logprobs, start=row.start + 1):
+                self._prompt_logprobs[place] = decoded(entry, self._tokenizer)
+            if row.num_draws:
+                parents.append(by_slot[row.slot])
+                results.append(result)
+        if not parents:
+            return [], []
         self.token_times_s.append(now_s)
-        return self._decoder.advance(*zip(*drew, strict=True))
+        return parents, self._decoder.advance(parents, results)
 
     def abort(self) -> None:
         """End it where it is."""
@@ -79,7 +82,7 @@ class Request:
             prompt=self._prompt,
             prompt_token_ids=self.group.prompt_tokens,
             outputs=tuple(self._decoder.outputs()),
-            prompt_logprobs=self._prompt_logprobs and tuple(self._prompt_logprobs),
+            prompt_logprobs=tuple(self._prompt_logprobs) or None,
             metrics=RequestMetrics(
                 arrival_s=self._arrival_s,
                 first_token_s=times_s[0] if times_s else None,

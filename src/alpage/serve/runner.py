@@ -17,7 +17,8 @@ from alpage.serve.batch import Batch, Move, Row
 from alpage.serve.inputs import to_inputs
 from alpage.serve.outputs import TokenLogprobs
 from alpage.serve.params import SamplingParams
-from alpage.serve.sampler import RowResult, sample, to_logprobs
+from alpage.serve.results import RowResult
+from alpage.serve.sampler import sample, to_logprobs
 from alpage.serve.slots import DrawRule, Slots
 
 # Prompt positions whose logits exist at a time, whatever the prompt's length.

@@ -4,8 +4,6 @@ Dims: R rows that draw, V vocabulary, D draws (a row may draw several), E (row, 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
 
 import numpy as np
 import torch
@@ -15,25 +13,8 @@ from alpage.ops import sampling
 from alpage.serve.batch import Row
 from alpage.serve.outputs import Logprob, TokenLogprobs
 from alpage.serve.params import SamplingParams
+from alpage.serve.results import RowResult
 from alpage.serve.slots import DrawRule, Slots
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowResult:
-    """What one row of a step gave.
-
-    Attributes:
-        tokens: one per draw; none for beams.
-        logprobs: of each token, if asked for.
-        candidates: for beams: the likeliest (token, log-probability), the best first.
-        prompt_logprobs: of the prompt tokens behind each of the row's tokens, if asked for.
-    """
-
-    tokens: tuple[int, ...] = ()
-    logprobs: tuple[TokenLogprobs, ...] = ()
-    candidates: tuple[tuple[int, float], ...] = ()
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 def sample(logits_RV: Tensor, rows: Sequence[Row], slots: Slots) -> list[RowResult]:

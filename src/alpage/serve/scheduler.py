@@ -171,20 +171,27 @@ class Scheduler:
             for sequence in group.sequences:
                 self._compute(group, sequence, step, sequence.num_missing - 1)
         elif len(group.sequences) <= step.budget:
-            if all([self._reserve(group, sequence, step, 1) for sequence in group.sequences]):
+            if all(self._reserve(group, sequence, step, 1) for sequence in group.sequences):
                 for sequence in group.sequences:
                     self._compute(group, sequence, step, 1)
 
     def _compute(self, group: Group, sequence: Sequence, step: _Step, num_wanted: int) -> None:
         if not sequence.is_running or num_wanted == 0:
             return
+        start = sequence.num_computed
+        is_scored = start < group.num_scored_tokens
+        if is_scored:
+            num_wanted = min(num_wanted, group.num_scored_tokens - start)
         num_tokens = step.num_tokens_for(num_wanted)
         if num_tokens == 0 or not self._reserve(group, sequence, step, num_tokens):
             return
-        start, end = sequence.num_computed, sequence.num_computed + num_tokens
+        end = start + num_tokens
         is_complete = end == len(sequence.tokens)
         can_draw_all = not group.has_forked and not group.is_lockstep
-        targets = group.prompt_tokens[start + 1 : end + 1] if group.wants_prompt_logprobs else ()
+        targets: tuple[int, ...] = ()
+        if group.wants_prompt_logprobs and not is_scored:
+            targets = group.prompt_tokens[start + 1 : end + 1]
+            group.num_scored_tokens = min(end, len(group.prompt_tokens))
         step.budget -= num_tokens
         step.rows.append(
             Row(
@@ -248,7 +255,8 @@ class Scheduler:
                 has_room = not step.has_preempted and self._fits(sequence)
             if not has_room:
                 return
-            self.memory.adopt_cached(sequence, group.salt)
+            if not group.wants_prompt_logprobs:
+                self.memory.adopt_cached(sequence, group.salt)
             self.memory.swap_in(sequence)
             sequence.is_running = True
 

@@ -1,0 +1,24 @@
+"""Results: what a step gave, as plain data from the runner to the decoders."""
+
+from dataclasses import dataclass
+from typing import final
+
+from alpage.serve.outputs import TokenLogprobs
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowResult:
+    """What one row of a step gave.
+
+    Attributes:
+        tokens: one per draw; none for beams.
+        logprobs: of each token, if asked for.
+        candidates: for beams: the likeliest (token, log-probability), the best first.
+        prompt_logprobs: of the prompt tokens behind each of the row's tokens, if asked for.
+    """
+
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    candidates: tuple[tuple[int, float], ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
