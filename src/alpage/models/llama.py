@@ -1,0 +1,214 @@
+"""Llama: Llama 2 and 3, Mistral, SmolLM2, TinyLlama and every other checkpoint of that form.
+
+The choices of the architecture (Touvron et al. 2023, arXiv:2307.09288):
+    decoder only, every block `x += attention(norm(x)); x += mlp(norm(x))`
+    RMSNorm before attention and MLP, and once at the end
+    rotary positions on queries and keys
+    grouped-query attention: H query heads share G key/value heads (Ainslie et al. 2023,
+    arXiv:2305.13245) SwiGLU feed-forward: down(silu(gate(x)) * up(x)) (Shazeer 2020,
+    arXiv:2002.05202) no biases unless the config says so; the vocabulary projection may be tied to
+    the embedding
+    Mistral: attention sees a window of positions (Jiang et al. 2023, arXiv:2310.06825)
+
+Here q, k, v are one matrix and so are gate and up: fewer, larger products.
+
+Dims: T tokens (any leading dims: a flat serving step, or B L in training), D model, H query heads,
+G key/value heads, K head dim, F feed-forward, V vocabulary, R rows whose logits are wanted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alpage.models import rope
+from alpage.models.config import ConfigReader
+from alpage.models.layers import Embedding, Linear, RMSNorm
+from alpage.ops.attention import PagedKV, PagedLayer, attention
+from alpage.workload import ModelShape
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaConfig:
+    """The numbers of one Llama. `rope_scaling` is as in a Hugging Face config, empty for none."""
+
+    shape: ModelShape
+    max_positions: int
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: Mapping[str, Any]
+    window: int | None
+    has_attention_bias: bool
+    has_mlp_bias: bool
+
+    @staticmethod
+    def from_hf(config: Mapping[str, Any]) -> "LlamaConfig":
+        """Read a Hugging Face config.json.
+
+        Raises:
+            BadCheckpoint: a number is missing or does not fit the others.
+            Unsupported: it asks for what this file does not compute.
+        """
+        read = ConfigReader(config)
+        d_model, num_heads = read.size("hidden_size"), read.size("num_attention_heads")
+        rope_config = read.table("rope_parameters") or read.table("rope_scaling")
+        read.must_be("hidden_act", ("silu", "swish"), default="silu")
+        shape = ModelShape(
+            num_layers=read.size("num_hidden_layers"),
+            d_model=d_model,
+            num_heads=num_heads,
+            num_kv_heads=read.size("num_key_value_heads", default=num_heads),
+            head_dim=read.size("head_dim", default=max(1, d_model // num_heads)),
+            d_ff=read.size("intermediate_size"),
+            num_ffn_matrices=3,
+            vocab_size=read.size("vocab_size"),
+            is_tied=read.flag("tie_word_embeddings"),
+        )
+        read.must_divide(
+            "num_key_value_heads", shape.num_kv_heads, "num_attention_heads", num_heads
+        )
+        read.must_divide("2", 2, "head_dim", shape.head_dim)
+        return LlamaConfig(
+            shape=shape,
+            max_positions=read.size("max_position_embeddings", default=2048),
+            norm_eps=read.number("rms_norm_eps", default=1e-6),
+            rope_theta=float(rope_config.get("rope_theta") or read.number("rope_theta", 1e4)),
+            rope_scaling=rope_config,
+            window=read.size_or_none("sliding_window"),
+            has_attention_bias=read.flag("attention_bias"),
+            has_mlp_bias=read.flag("mlp_bias"),
+        )
+
+
+@final
+class Llama(nn.Module):
+    """tokens_T -> logits_TV."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        shape = config.shape
+        self.config = config
+        self.embedding = Embedding(shape.vocab_size, shape.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(shape.num_layers))
+        self.norm = RMSNorm(shape.d_model, config.norm_eps)
+        self.head = None if shape.is_tied else Linear(shape.d_model, shape.vocab_size)
+        frequency_J, factor = rope.frequencies(
+            shape.head_dim, config.rope_theta, config.rope_scaling, config.max_positions
+        )
+        turn_PK = rope.rotation_table(frequency_J, factor, config.max_positions)
+        self.turn_PK = nn.Buffer(turn_PK, persistent=False)
+
+    @property
+    def shape(self) -> ModelShape:
+        """Its sizes."""
+        return self.config.shape
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.config.max_positions
+
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
+        """Return logits_TV of every token.
+
+        Args:
+            tokens_T: token ids: flat with `kv`, [B, L] without.
+            positions_T: position of each token in its sequence.
+            kv: pages of the past; None: every row of [B, L] is a whole sequence.
+        """
+        return self.logits(self.hidden(tokens_T, positions_T, kv))
+
+    def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
+        """Return x_TD, what the vocabulary projection reads."""
+        x_TD = self.embedding(tokens_T)
+        turn_TK = self.turn_PK[positions_T]
+        for layer, block in enumerate(self.blocks):
+            x_TD = block(x_TD, turn_TK, None if kv is None else kv[layer])
+        return self.norm(x_TD)  # type: ignore[no-any-return]
+
+    def logits(self, x_RD: Tensor) -> Tensor:
+        """Return logits_RV of the rows that are asked for."""
+        if self.head is None:
+            return F.linear(x_RD, self.embedding.weight)
+        return self.head(x_RD)  # type: ignore[no-any-return]
+
+
+@final
+class Block(nn.Module):
+    """x_TD -> x_TD."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.shape.d_model, config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = RMSNorm(config.shape.d_model, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x_TD: Tensor, turn_TK: Tensor, kv: PagedLayer | None) -> Tensor:
+        """Add attention, then the feed-forward."""
+        x_TD = x_TD + self.attention(self.attention_norm(x_TD), turn_TK, kv)
+        return x_TD + self.mlp(self.mlp_norm(x_TD))  # type: ignore[no-any-return]
+
+
+@final
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        shape, has_bias = config.shape, config.has_attention_bias
+        self.head_dim = shape.head_dim
+        self.window = config.window
+        self.heads = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
+        self.qkv = Linear(shape.d_model, sum(self.heads) * shape.head_dim, has_bias=has_bias)
+        self.out = Linear(shape.num_heads * shape.head_dim, shape.d_model, has_bias=has_bias)
+
+    def forward(self, x_TD: Tensor, turn_TK: Tensor, kv: PagedLayer | None) -> Tensor:
+        """Project, turn, attend, project back."""
+        qkv_THK = self.qkv(x_TD).unflatten(-1, (-1, self.head_dim))
+        q_THK, k_TGK, v_TGK = qkv_THK.split(self.heads, dim=-2)
+        q_THK, k_TGK = rope.rotate(q_THK, turn_TK), rope.rotate(k_TGK, turn_TK)
+        out_THK = attention(q_THK, k_TGK, v_TGK, kv, window=self.window)
+        return self.out(out_THK.flatten(-2))  # type: ignore[no-any-return]
+
+
+@final
+class MLP(nn.Module):
+    """down(silu(gate) * up)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        shape, has_bias = config.shape, config.has_mlp_bias
+        self.gate_up = Linear(shape.d_model, 2 * shape.d_ff, has_bias=has_bias)
+        self.down = Linear(shape.d_ff, shape.d_model, has_bias=has_bias)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Gate."""
+        gate_TF, up_TF = self.gate_up(x_TD).chunk(2, dim=-1)
+        return self.down(F.silu(gate_TF) * up_TF)  # type: ignore[no-any-return]
+
+
+def build(config: Mapping[str, Any]) -> Llama:
+    """Return a Llama without weights from a Hugging Face config.json."""
+    return Llama(LlamaConfig.from_hf(config))
+
+
+# Our parameter <- the Hugging Face tensors whose rows it stacks. `{}` is the number of the block.
+WEIGHTS: Mapping[str, tuple[str, ...]] = {
+    "embedding": ("model.embed_tokens",),
+    "blocks.{}.attention_norm": ("model.layers.{}.input_layernorm",),
+    "blocks.{}.attention.qkv": (
+        "model.layers.{}.self_attn.q_proj",
+        "model.layers.{}.self_attn.k_proj",
+        "model.layers.{}.self_attn.v_proj",
+    ),
+    "blocks.{}.attention.out": ("model.layers.{}.self_attn.o_proj",),
+    "blocks.{}.mlp_norm": ("model.layers.{}.post_attention_layernorm",),
+    "blocks.{}.mlp.gate_up": ("model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"),
+    "blocks.{}.mlp.down": ("model.layers.{}.mlp.down_proj",),
+    "norm": ("model.norm",),
+    "head": ("lm_head",),
+}
