@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from alpage.errors import AlpageError, InvalidValue, OutOfMemory, Unsupported
 from alpage.hardware import available_memory_bytes, cpu_features, has_bf16_compute
-from alpage.models import Checkpoint, Model, Tokenizer, load, open_checkpoint, resolve
+from alpage.models import Checkpoint, Model, Tokenizer, load
 from alpage.ops import AttentionSpec, KvPool, backends, select
 from alpage.serve.config import EngineConfig
 from alpage.serve.engine import Engine, Limits
@@ -31,22 +30,23 @@ _FLOPS_PER_S = {"cpu": 200e9, "cuda": 200e12}
 
 
 def build_engine(
-    model: str | Path, config: EngineConfig, notify: Callable[[str], None]
-) -> tuple[Engine, Tokenizer | None]:
-    """Return an engine for a model, and the model's tokenizer if it has one.
+    checkpoint: Checkpoint, config: EngineConfig, notify: Callable[[str], None]
+) -> Engine:
+    """Return an engine for a checkpoint's model.
 
     Args:
-        model: a short name, a Hugging Face directory or a .gguf file.
+        checkpoint: one without a usable tokenizer gives no texts, and takes token ids only.
         config: how to use the machine.
         notify: takes lines for the user, such as a limit that memory set.
 
     Raises:
-        AlpageError: the model cannot be found, read or held, or the config does not fit it.
+        AlpageError: the model cannot be read or held, or the config does not fit it.
     """
     device = _device(config.device)
-    checkpoint = open_checkpoint(resolve(model))
     network = _load(checkpoint, _dtype(config.dtype, device), device)
-    return assemble(network, checkpoint.eos_ids, _tokenizer(checkpoint), config, notify)
+    tokenizer = tokenizer_or_none(checkpoint)
+    eos_ids = checkpoint.eos_ids if tokenizer is None else tokenizer.eos_ids
+    return assemble(network, eos_ids, tokenizer, config, notify)
 
 
 def assemble(
@@ -55,7 +55,7 @@ def assemble(
     tokenizer: Tokenizer | None,
     config: EngineConfig,
     notify: Callable[[str], None],
-) -> tuple[Engine, Tokenizer | None]:
+) -> Engine:
     """Return an engine for a model that is in memory. See `build_engine`."""
     weight = next(model.parameters())
     device, dtype, shape = weight.device, weight.dtype, model.shape
@@ -118,7 +118,15 @@ def assemble(
         vocab_size=shape.vocab_size,
         eos_ids=eos_ids,
     )
-    return Engine(scheduler, runner, limits, tokenizer, seed=config.seed), tokenizer
+    return Engine(scheduler, runner, limits, tokenizer, seed=config.seed)
+
+
+def tokenizer_or_none(checkpoint: Checkpoint) -> Tokenizer | None:
+    """Return the tokenizer; None where there is none, since token ids can do without."""
+    try:
+        return checkpoint.tokenizer()
+    except AlpageError:
+        return None
 
 
 # -- the machine -----------------------------------------------------------------------------------
@@ -173,14 +181,6 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
             limit=f"its weights do not fit on {device}",
             remedy="Use a smaller model, or a device with more memory",
         ) from error
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
-    """Return the tokenizer; None where there is none, since token ids can do without."""
-    try:
-        return checkpoint.tokenizer()
-    except AlpageError:
-        return None
 
 
 # -- the memory ------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
-from alpage.errors import BadCheckpoint, InvalidValue
-from alpage.models import Tokenizer
+from alpage.errors import InvalidValue
+from alpage.models import Tokenizer, open_checkpoint, resolve
 from alpage.serve.build import build_engine
 from alpage.serve.config import EngineConfig
 from alpage.serve.engine import Engine
@@ -48,9 +48,9 @@ class LLM:
         notify: Callable[[str], None] | None = None,
         **options: Any,
     ) -> None:
-        self._engine, self._tokenizer = build_engine(
-            model, _config(options), notify or _print_to_stderr
-        )
+        config = _config(options)
+        self._checkpoint = open_checkpoint(resolve(model))
+        self._engine = build_engine(self._checkpoint, config, notify or _print_to_stderr)
 
     @property
     def engine(self) -> Engine:
@@ -62,16 +62,10 @@ class LLM:
         """The model's tokenizer.
 
         Raises:
-            BadCheckpoint: the model has none.
+            BadCheckpoint: the model has none, or it is corrupt.
+            Unsupported: it is of a kind that is not known.
         """
-        if self._tokenizer is None:
-            raise BadCheckpoint(
-                field="tokenizer",
-                value=None,
-                limit="this model has none, so text cannot be encoded",
-                remedy="Put tokenizer.json beside the weights, or give prompts as token ids",
-            )
-        return self._tokenizer
+        return self._checkpoint.tokenizer()
 
     def generate(
         self,
