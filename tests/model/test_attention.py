@@ -1,0 +1,122 @@
+"""Every backend against the reference, and the reference against plain attention."""
+
+import itertools
+
+import pytest
+import torch
+
+from alpage.errors import InvalidValue, Unsupported
+from alpage.ops import AttentionSpec, KvPool, PagedKV, attention, backends, select
+from alpage.ops.kv import PagedStep
+from alpage.ops.reference import Reference
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+HEADS = [(4, 4), (6, 2), (5, 1)]
+# New tokens and context of each sequence: decode, whole prompts, chunks, and all of it mixed.
+STEPS = {
+    "decode": [(1, 1), (1, 16), (1, 17), (1, 100)],
+    "prompts": [(5, 5), (33, 33)],
+    "chunks": [(7, 40), (16, 17)],
+    "mixed": [(1, 50), (20, 20), (3, 30), (1, 2)],
+}
+
+
+def make_step(sizes, page_size, device):
+    num_pages = [-(-context // page_size) for _, context in sizes]
+    pages = iter(torch.randperm(sum(num_pages) + 3).tolist())
+    table_BP = torch.zeros(len(sizes), max(num_pages), dtype=torch.int32)
+    slots = []
+    for b, (num_queries, context) in enumerate(sizes):
+        for p in range(num_pages[b]):
+            table_BP[b, p] = next(pages)
+        for position in range(context - num_queries, context):
+            page = table_BP[b, position // page_size].item()
+            slots.append(page * page_size + position % page_size)
+    step = PagedStep(
+        num_queries=[n for n, _ in sizes],
+        contexts=[context for _, context in sizes],
+        query_start_B1=torch.tensor(
+            [0, *itertools.accumulate(n for n, _ in sizes)], dtype=torch.int32
+        ),
+        context_B=torch.tensor([context for _, context in sizes], dtype=torch.int32),
+        table_BP=table_BP,
+        slot_T=torch.tensor(slots),
+    )
+    return step, sum(num_pages) + 3
+
+
+@pytest.mark.parametrize("backend", backends()[:-1], ids=lambda backend: backend.name)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("window", [None, 1, 10])
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("sizes", STEPS.values(), ids=STEPS)
+def test_backends_equal_the_reference(backend, dtype, window, heads, sizes):
+    num_heads, num_kv_heads = heads
+    page_size, head_dim = 16, 32
+    spec = AttentionSpec(
+        device="cpu",
+        dtype=dtype,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        page_size=page_size,
+    )
+    # A machine without a compiler lacks one backend; this is for all that are there.
+    if (reason := backend.supports(spec)) is not None:
+        pytest.skip(reason)
+    torch.manual_seed(0)
+    step, num_pages = make_step(sizes, page_size, "cpu")
+    kv = torch.randn(1, 2, num_pages, num_kv_heads, page_size, head_dim).to(dtype)
+    T = len(step.slot_T)
+    q_THK, k_TGK, v_TGK = (
+        torch.randn(T, h, head_dim).to(dtype) for h in (num_heads, *[num_kv_heads] * 2)
+    )
+    pools = KvPool(kv.clone()), KvPool(kv.clone())
+    outs = [
+        attention(q_THK, k_TGK, v_TGK, PagedKV(pool, step, way)[0], window=window)
+        for pool, way in zip(pools, (backend, Reference()), strict=True)
+    ]
+    assert torch.equal(pools[0].kv_L2PGSK, pools[1].kv_L2PGSK)
+    assert (outs[0].float() - outs[1].float()).abs().max() < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("heads", HEADS)
+def test_reference_in_chunks_equals_attention_without_pages(heads, window):
+    torch.manual_seed(0)
+    num_heads, num_kv_heads = heads
+    L, K, page_size = 45, 16, 8
+    q, k, v = (torch.randn(1, L, h, K) for h in (num_heads, num_kv_heads, num_kv_heads))
+    expected_BLHK = attention(q, k, v, None, window=window)
+    pool = KvPool.zeros((1, 2, 6, num_kv_heads, page_size, K), torch.float32, torch.device("cpu"))
+    outs = []
+    for start, end in ((0, 20), (20, 21), (21, 45)):
+        step = PagedStep(
+            num_queries=[end - start],
+            contexts=[end],
+            query_start_B1=torch.tensor([0, end - start], dtype=torch.int32),
+            context_B=torch.tensor([end], dtype=torch.int32),
+            table_BP=torch.arange(6, dtype=torch.int32)[None],
+            slot_T=torch.arange(start, end),
+        )
+        part = slice(start, end)
+        kv = PagedKV(pool, step, Reference())[0]
+        outs.append(attention(q[0, part], k[0, part], v[0, part], kv, window=window))
+    assert torch.allclose(torch.cat(outs), expected_BLHK[0], atol=1e-6)
+
+
+def test_selection_gives_reasons():
+    spec = AttentionSpec(
+        device="cuda", dtype=torch.float16, num_heads=1, num_kv_heads=1, head_dim=7, page_size=16
+    )
+    assert select(spec, backends()).name == "sdpa"
+    with pytest.raises(Unsupported, match="native"):
+        select(spec, backends(), "native")
+    with pytest.raises(InvalidValue, match="reference"):
+        select(spec, backends(), "fastest")
+
+
+def test_pages_are_copied_after_all_are_read():
+    pool = KvPool(torch.arange(4.0)[None, None, :, None, None, None].repeat(1, 2, 1, 1, 8, 1))
+    pool.copy_pages([0, 1, 2], [1, 2, 3], to=pool)
+    assert pool.kv_L2PGSK[0, 1, :, 0, 3, 0].tolist() == [0, 0, 1, 2]

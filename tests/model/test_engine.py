@@ -1,0 +1,354 @@
+"""The engine against transformers' generate, and against itself on every other path."""
+
+import random
+
+import pytest
+import torch
+from tiny_llama import VOCAB_SIZE, make_tiny_llama
+
+from alpage import LLM, BeamSearchParams, SamplingParams
+from alpage.errors import InvalidValue, OutOfMemory
+
+GREEDY = SamplingParams(temperature=0, max_tokens=30)
+NUM_PROMPTS = 16
+# 12 KiB a page: a pool so small that requests must leave it and come back.
+TIGHT = {"kv_memory": "256KiB", "max_num_seqs": 16}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("llama")
+    return path, make_tiny_llama(path)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    draw = random.Random(0)
+    return [
+        [draw.randrange(6, VOCAB_SIZE) for _ in range(draw.randint(1, 90))]
+        for _ in range(NUM_PROMPTS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint, prompts):
+    """Greedy continuations by transformers, one prompt at a time."""
+    _, oracle = checkpoint
+    return [
+        oracle.generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False)[
+            0, len(prompt) :
+        ].tolist()
+        for prompt in prompts
+    ]
+
+
+def make(checkpoint, **options):
+    options = {"dtype": "float32", "device": "cpu", "kv_memory": "64MiB"} | options
+    return LLM(checkpoint[0], notify=lambda line: None, **options)
+
+
+def tokens(outputs):
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+PATHS = {
+    "reference attention": {"attention_backend": "reference"},
+    "sdpa attention": {"attention_backend": "sdpa"},
+    "small chunks": {"max_num_seqs": 8, "max_num_batched_tokens": 8},
+    "no prefix cache": {"has_prefix_cache": False},
+    "pages of 8": {"page_size": 8},
+    "pages of 64": {"page_size": 64},
+    "swapped": TIGHT | {"swap_memory": "4MiB"},
+    "recomputed": TIGHT | {"swap_memory": 0},
+    "recomputed in chunks": TIGHT | {"swap_memory": 0, "max_num_batched_tokens": 16},
+    "one at a time": {"max_num_seqs": 1},
+}
+
+
+@pytest.mark.parametrize("options", PATHS.values(), ids=PATHS)
+def test_greedy_tokens_equal_transformers_on_every_path(options, checkpoint, prompts, expected):
+    llm = make(checkpoint, **options)
+    assert tokens(llm.generate(prompts, GREEDY)) == expected
+    scheduler = llm.engine.scheduler
+    if "swap_memory" in options:
+        assert scheduler.num_preemptions > 0
+        assert (scheduler.memory.num_swapped_pages > 0) == (options["swap_memory"] != 0)
+    assert scheduler.memory.pool.num_held == 0
+
+
+def test_prefix_hits_change_nothing(checkpoint, prompts, expected):
+    llm = make(checkpoint)
+    llm.generate(prompts, GREEDY)
+    outputs = llm.generate(prompts, GREEDY)
+    assert tokens(outputs) == expected
+    # All but the last token of every prompt is cached, to the token.
+    assert [o.metrics.cached_tokens for o in outputs] == [len(p) - 1 for p in prompts]
+
+
+def test_a_conversation_reuses_its_partly_filled_page(checkpoint):
+    llm = make(checkpoint)
+    first = llm.generate([6] * 21, GREEDY)[0]
+    history = [*first.prompt_token_ids, *first.outputs[0].token_ids]
+    second = llm.generate([*history, 7, 8], GREEDY)[0]
+    # The last token that was drawn was never computed.
+    assert second.metrics.cached_tokens == len(history) - 1
+    assert tokens([second]) == tokens(make(checkpoint).generate([*history, 7, 8], GREEDY))
+
+
+BEAMS = [(4, 1.0, False), (3, 0.5, True), (5, 2.0, "never"), (2, 0.0, False), (4, -1.0, "never")]
+
+
+@pytest.mark.parametrize(("width", "length_penalty", "early_stopping"), BEAMS)
+def test_beams_and_scores_equal_transformers(
+    width, length_penalty, early_stopping, checkpoint, prompts
+):
+    _, oracle = checkpoint
+    llm = make(checkpoint)
+    params = BeamSearchParams(
+        beam_width=width,
+        max_tokens=20,
+        length_penalty=length_penalty,
+        early_stopping=early_stopping,
+    )
+    for prompt, output in zip(prompts[:6], llm.generate(prompts[:6], params), strict=True):
+        found = oracle.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=20,
+            do_sample=False,
+            num_beams=width,
+            num_return_sequences=width,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        for beam, sequence, score in zip(
+            output.outputs, found.sequences, found.sequences_scores, strict=True
+        ):
+            ours = list(beam.token_ids)
+            theirs = sequence[len(prompt) :].tolist()
+            assert theirs[: len(ours)] == ours
+            assert set(theirs[len(ours) :]) <= {2}  # padding
+            assert beam.score == pytest.approx(score.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, TIGHT | {"swap_memory": "4MiB"}, TIGHT | {"swap_memory": 0}]
+)
+def test_beams_do_not_depend_on_memory_or_company(options, checkpoint, prompts):
+    params = BeamSearchParams(beam_width=4, max_tokens=20)
+    alone = [make(checkpoint).generate(prompt, params)[0] for prompt in prompts[:6]]
+    together = make(checkpoint, **options).generate(prompts[:6], params)
+    for one, other in zip(alone, together, strict=True):
+        assert [b.token_ids for b in one.outputs] == [b.token_ids for b in other.outputs]
+
+
+SAMPLED = SamplingParams(n=3, seed=7, top_p=0.9, top_k=50, max_tokens=20)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, TIGHT | {"swap_memory": "4MiB"}, TIGHT | {"swap_memory": 0}]
+)
+def test_a_seed_gives_the_same_tokens_in_any_batch(options, checkpoint, prompts):
+    alone = make(checkpoint).generate(prompts[0], SAMPLED)[0].outputs
+    together = make(checkpoint, **options).generate(prompts[::-1], SAMPLED)[-1].outputs
+    assert [c.token_ids for c in alone] == [c.token_ids for c in together]
+    assert len({c.token_ids for c in alone}) == 3
+
+
+def test_logprobs_are_the_models(checkpoint, prompts):
+    _, oracle = checkpoint
+    params = SamplingParams(temperature=0, max_tokens=5, logprobs=3, prompt_logprobs=2)
+    llm = make(checkpoint, max_num_batched_tokens=16, max_num_seqs=2)
+    for prompt, output in zip(prompts, llm.generate(prompts, params), strict=True):
+        whole = [*prompt, *output.outputs[0].token_ids]
+        with torch.no_grad():
+            expected_LV = oracle(torch.tensor([whole])).logits[0].log_softmax(-1)
+        assert output.prompt_logprobs[0] is None
+        found = [*output.prompt_logprobs[1:], *output.outputs[0].logprobs]
+        wanted = [2] * (len(prompt) - 1) + [3] * len(output.outputs[0].token_ids)
+        for position, (entry, num_top) in enumerate(zip(found, wanted, strict=True)):
+            token = whole[position + 1]
+            values_V = expected_LV[position]
+            assert entry[token].logprob == pytest.approx(values_V[token].item(), abs=1e-4)
+            assert entry[token].rank == 1 + (values_V > values_V[token]).sum()
+            assert set(values_V.topk(num_top).indices.tolist()) <= set(entry)
+        total = sum(
+            e[t].logprob
+            for e, t in zip(output.outputs[0].logprobs, whole[len(prompt) :], strict=True)
+        )
+        assert output.outputs[0].cumulative_logprob == pytest.approx(total)
+
+
+def test_best_of_returns_the_best_mean_logprobs(checkpoint, prompts):
+    llm = make(checkpoint)
+    every = SamplingParams(n=6, seed=3, max_tokens=10, logprobs=0)
+    best = SamplingParams(n=2, best_of=6, seed=3, max_tokens=10)
+    drawn = llm.generate(prompts[0], every)[0].outputs
+    drawn = sorted(drawn, key=lambda c: -c.cumulative_logprob / len(c.token_ids))
+    found = llm.generate(prompts[0], best)[0].outputs
+    assert [c.token_ids for c in found] == [c.token_ids for c in drawn[:2]]
+    assert [c.index for c in found] == [0, 1]
+
+
+def test_stream_gives_the_whole_text_in_pieces(checkpoint):
+    llm = make(checkpoint)
+    params = SamplingParams(n=2, seed=5, max_tokens=40)
+    whole = llm.generate("Hello, wörld", params)[0].outputs
+    chunks = list(llm.stream("Hello, wörld", params))
+    for completion in whole:
+        own = [chunk for chunk in chunks if chunk.index == completion.index]
+        assert "".join(chunk.text for chunk in own) == completion.text
+        assert [t for chunk in own for t in chunk.token_ids] == list(completion.token_ids)
+        assert [chunk.finish_reason for chunk in own[:-1]] == [None] * (len(own) - 1)
+        assert own[-1].finish_reason == completion.finish_reason
+    assert len(chunks) > 20
+
+
+def test_a_stream_left_early_frees_its_pages(checkpoint):
+    llm = make(checkpoint)
+    stream = llm.stream([6, 7, 8], GREEDY)
+    next(stream)
+    stream.close()
+    assert not llm.engine.has_unfinished
+    assert llm.engine.scheduler.memory.pool.num_held == 0
+
+
+def test_stop_strings_end_the_text_wherever_they_fall(checkpoint):
+    llm = make(checkpoint)
+    free = llm.generate("abc", SamplingParams(seed=2, max_tokens=40, ignore_eos=True))[0].outputs[0]
+    stop = free.text[10:13]
+    for include in (False, True):
+        params = SamplingParams(
+            seed=2, max_tokens=40, ignore_eos=True, stop=[stop], include_stop_str_in_output=include
+        )
+        cut = llm.generate("abc", params)[0].outputs[0]
+        place = free.text.find(stop)
+        assert cut.text == free.text[: place + (len(stop) if include else 0)]
+        assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
+        streamed = "".join(chunk.text for chunk in llm.stream("abc", params))
+        assert streamed == cut.text
+
+
+def test_stop_tokens_min_tokens_and_bias(checkpoint, prompts):
+    llm = make(checkpoint)
+    free = llm.generate(prompts[1], GREEDY)[0].outputs[0].token_ids
+    stop = free[4]
+    first = free.index(stop)
+    ended = SamplingParams(temperature=0, stop_token_ids=[stop], max_tokens=30)
+    cut = llm.generate(prompts[1], ended)[0]
+    assert list(cut.outputs[0].token_ids) == list(free[: first + 1])
+    assert cut.outputs[0].stop_reason == stop
+    later = SamplingParams(temperature=0, stop_token_ids=[stop], min_tokens=10, max_tokens=30)
+    assert len(llm.generate(prompts[1], later)[0].outputs[0].token_ids) >= 10
+    banned = SamplingParams(temperature=0, max_tokens=30, logit_bias={stop: -100.0})
+    assert stop not in llm.generate(prompts[1], banned)[0].outputs[0].token_ids
+    forced = SamplingParams(temperature=0, max_tokens=3, logit_bias={9: 100.0})
+    assert list(llm.generate(prompts[1], forced)[0].outputs[0].token_ids) == [9, 9, 9]
+
+
+REFUSED = [
+    (dict(prompts=[[]]), InvalidValue, "at least one token"),
+    (dict(prompts=[[VOCAB_SIZE]]), InvalidValue, "299"),
+    (dict(prompts=[[-1]]), InvalidValue, "vocabulary"),
+    (dict(prompts=[[6] * 257]), InvalidValue, "256"),
+    (dict(prompts=[[6] * 200], params=SamplingParams(max_tokens=57)), InvalidValue, "256"),
+    (dict(prompts=[[6]], params=SamplingParams(max_tokens=5, n=20)), InvalidValue, "max_num_seqs"),
+    (
+        dict(prompts=[[6]], params=SamplingParams(max_tokens=5, logit_bias={300: 1.0})),
+        InvalidValue,
+        "299",
+    ),
+    (dict(prompts=[[6], [7]], params=[SamplingParams()]), InvalidValue, "2, one for each"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "limit"), REFUSED)
+def test_bad_requests_are_refused_whole(call, error, limit, checkpoint):
+    llm = make(checkpoint, max_num_seqs=16)
+    with pytest.raises(error, match=limit):
+        llm.generate(**call)
+    assert not llm.engine.has_unfinished
+    assert len(llm.generate([[6]], SamplingParams(max_tokens=2))) == 1
+
+
+def test_a_request_that_could_never_finish_is_refused(checkpoint):
+    llm = make(checkpoint, kv_memory="256KiB")
+    with pytest.raises(OutOfMemory, match="kv_memory"):
+        llm.generate([6], SamplingParams(n=8, max_tokens=200))
+
+
+def test_small_memory_limits_the_length_and_says_so(checkpoint):
+    lines = []
+    llm = LLM(checkpoint[0], dtype="float32", kv_memory="64KiB", notify=lines.append)
+    assert len(lines) == 1
+    assert "112 tokens" in lines[0]
+    with pytest.raises(InvalidValue, match="112"):
+        llm.generate([[6] * 112], SamplingParams(max_tokens=1))
+    with pytest.raises(OutOfMemory, match="one request"):
+        LLM(checkpoint[0], dtype="float32", kv_memory="8KiB")
+
+
+BAD_OPTIONS = [
+    ({"dtyp": "float32"}, "dtyp"),
+    ({"dtype": "int3"}, "bfloat16"),
+    ({"device": "tpu"}, "cuda"),
+    ({"page_size": 12}, "multiple of 8"),
+    ({"max_model_len": 257}, "256"),
+    ({"kv_memory": "much"}, "kv_memory"),
+    ({"attention_backend": "best"}, "sdpa"),
+    ({"max_num_seqs": 8, "max_num_batched_tokens": 4}, "at least 8"),
+]
+
+
+@pytest.mark.parametrize(("options", "named"), BAD_OPTIONS)
+def test_bad_options_are_refused(options, named, checkpoint):
+    with pytest.raises(InvalidValue, match=named):
+        make(checkpoint, **options)
+
+
+def test_prompt_logprobs_hold_few_rows_of_the_vocabulary(checkpoint, monkeypatch):
+    llm = make(checkpoint)
+    model = llm.engine.runner.model
+    rows = []
+    plain = model.logits
+
+    def counted(x_RD):
+        rows.append(len(x_RD))
+        return plain(x_RD)
+
+    monkeypatch.setattr(model, "logits", counted)
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    output = llm.generate([[7] * 200], params)[0]
+    assert len(output.prompt_logprobs) == 200
+    assert max(rows) <= 64
+    assert sum(rows) == 200
+
+
+def test_prompt_logprobs_survive_preemption(checkpoint, prompts):
+    params = SamplingParams(temperature=0, max_tokens=30, prompt_logprobs=1)
+    alone = make(checkpoint).generate(prompts, params)
+    tight = make(checkpoint, **TIGHT, swap_memory=0, max_num_batched_tokens=16)
+    for one, other in zip(alone, tight.generate(prompts, params), strict=True):
+        for entry, again in zip(one.prompt_logprobs[1:], other.prompt_logprobs[1:], strict=True):
+            assert list(entry) == list(again)
+            assert [e.logprob for e in entry.values()] == pytest.approx(
+                [e.logprob for e in again.values()], abs=1e-4
+            )
+    assert tight.engine.scheduler.num_preemptions > 0
+
+
+def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(checkpoint, monkeypatch):
+    llm = make(checkpoint)
+    expected = tokens(llm.generate([[6] * 40], GREEDY))
+    model = llm.engine.runner.model
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "logits", lambda x_RD: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            llm.generate([[6] * 40, [7] * 40], GREEDY)
+    assert not llm.engine.has_unfinished
+    assert llm.engine.scheduler.memory.pool.num_held == 0
+    # Nothing that the failed step was to compute is believed.
+    output = llm.generate([[7] * 40], GREEDY)[0]
+    assert output.metrics.cached_tokens == 0
+    assert tokens(llm.generate([[6] * 40], GREEDY)) == expected

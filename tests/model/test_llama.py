@@ -1,0 +1,60 @@
+"""The Llama file against transformers, on tiny random checkpoints."""
+
+import pytest
+import torch
+from tiny_llama import VOCAB_SIZE, make_tiny_llama
+
+from alpage.models import load, open_checkpoint
+
+# Sums of a few hundred float32 products, in another order.
+FLOAT32_TOLERANCE = 2e-5
+
+CASES = {
+    "grouped heads": {},
+    "one head each": {"num_key_value_heads": 4},
+    "multi-query": {"num_key_value_heads": 1},
+    "tied": {"tie_word_embeddings": True},
+    "own head dim": {"head_dim": 32},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "linear rope": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    "llama3 rope": {
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "yarn rope": {
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
+    },
+    "large theta": {"rope_theta": 500000.0},
+    "mistral": {"family": "Mistral", "sliding_window": 16},
+}
+
+
+@pytest.mark.parametrize("sizes", CASES.values(), ids=CASES)
+def test_logits_equal_transformers(sizes, tmp_path):
+    oracle = make_tiny_llama(tmp_path, **sizes)
+    model = load(open_checkpoint(tmp_path), dtype=torch.float32, device=torch.device("cpu"))
+    tokens_BL = torch.randint(0, VOCAB_SIZE, (2, 100))
+    positions_BL = torch.arange(100).expand(2, 100)
+    with torch.no_grad():
+        expected_BLV = oracle(tokens_BL).logits
+        logits_BLV = model(tokens_BL, positions_BL)
+    scale = expected_BLV.abs().max()
+    assert (logits_BLV - expected_BLV).abs().max() < FLOAT32_TOLERANCE * scale
+
+
+def test_training_gradients_flow(tmp_path):
+    make_tiny_llama(tmp_path)
+    model = load(open_checkpoint(tmp_path), dtype=torch.float32, device=torch.device("cpu"))
+    model.requires_grad_(True)
+    tokens_BL = torch.randint(0, VOCAB_SIZE, (2, 10))
+    model(tokens_BL, torch.arange(10).expand(2, 10)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())

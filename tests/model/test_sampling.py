@@ -1,0 +1,129 @@
+"""Drawing against transformers' warpers: the same distribution, not just the same support."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from alpage.ops import sampling
+
+NUM_DRAWS = 20_000
+V = 1000
+
+
+def draw(logits_V, *, temperature=1.0, top_k=V, top_p=1.0, min_p=0.0):
+    """Tokens for evenly spaced uniform numbers: their frequencies are the distribution."""
+    R = NUM_DRAWS
+    params = sampling.DrawParams(
+        temperature_R=torch.full((R,), temperature),
+        top_k_R=torch.full((R,), top_k),
+        top_p_R=torch.full((R,), top_p),
+        min_p_R=torch.full((R,), min_p),
+        uniform_R=(torch.arange(R, dtype=torch.float64) + 0.5) / R,
+    )
+    return sampling.draw(logits_V.expand(R, -1), params)
+
+
+CASES = [
+    {},
+    {"temperature": 0.5},
+    {"temperature": 3.0},
+    {"top_k": 1},
+    {"top_k": 7},
+    {"top_k": 400},  # more than the candidates that are looked at first
+    {"top_p": 0.3},
+    {"top_p": 0.95},
+    {"top_p": 0.999, "temperature": 4.0},  # decided only behind the first candidates
+    {"min_p": 0.1},
+    {"min_p": 1.0},
+    {"top_k": 20, "top_p": 0.8, "min_p": 0.05, "temperature": 1.5},
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_frequencies_equal_the_warped_distribution(case):
+    torch.manual_seed(0)
+    logits_V = torch.randn(V) * 2
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(case.get("temperature", 1.0))])
+    if "top_k" in case:
+        warpers.append(TopKLogitsWarper(case["top_k"]))
+    if "top_p" in case:
+        warpers.append(TopPLogitsWarper(case["top_p"]))
+    if "min_p" in case:
+        warpers.append(MinPLogitsWarper(case["min_p"]))
+    expected_V = warpers(torch.zeros(1, 1, dtype=torch.long), logits_V[None])[0].softmax(-1)
+    found_V = torch.bincount(draw(logits_V, **case), minlength=V) / NUM_DRAWS
+    # Evenly spaced numbers miss a token's share by less than one draw.
+    assert (found_V - expected_V).abs().max() <= 1.01 / NUM_DRAWS
+
+
+def test_zero_temperature_takes_the_first_of_the_likeliest():
+    logits_V = torch.zeros(V)
+    logits_V[[5, 900]] = 3.0
+    assert set(draw(logits_V, temperature=0.0).tolist()) == {5}
+
+
+def test_a_row_draws_the_same_in_any_company():
+    torch.manual_seed(0)
+    logits_RV = torch.randn(12, V) * 3
+    params = sampling.DrawParams(
+        temperature_R=torch.tensor([0.0, 1.0, 0.7] * 4),
+        top_k_R=torch.tensor([V, V, V, 5] * 3),
+        top_p_R=torch.tensor([1.0, 1.0, 0.9, 1.0, 0.99, 1.0] * 2),
+        min_p_R=torch.tensor([0.0, 0.05] * 6),
+        uniform_R=torch.rand(12, dtype=torch.float64),
+    )
+    together = sampling.draw(logits_RV, params)
+    for r in range(12):
+        alone = sampling.draw(logits_RV[r : r + 1], sampling._select(params, torch.tensor([r])))
+        assert alone.item() == together[r].item()
+
+
+def test_repetition_penalty_equals_transformers():
+    torch.manual_seed(0)
+    logits_V, seen_C = torch.randn(V), torch.randint(0, V, (50,))
+    expected_V = RepetitionPenaltyLogitsProcessor(1.3)(seen_C[None], logits_V[None].clone())[0]
+    sampling.penalize_repetition(logits_V, seen_C, 1.3)
+    assert torch.equal(logits_V, expected_V)
+
+
+def test_presence_and_frequency_penalties():
+    logits_V = torch.zeros(10)
+    sampling.penalize_occurrence(logits_V, torch.tensor([3, 3, 3, 7]), 0.5, 0.25)
+    assert logits_V.tolist() == [0, 0, 0, -1.25, 0, 0, 0, -0.75, 0, 0]
+
+
+def test_uniform_numbers_are_uniform_and_independent_of_each_other():
+    ones = np.ones(100_000, np.uint64)
+    counts = np.arange(100_000, dtype=np.uint64)
+    streams = [
+        sampling.uniform(ones, ones, counts),
+        sampling.uniform(ones, counts, ones),
+        sampling.uniform(counts, ones, ones),
+    ]
+    for stream in streams:
+        histogram, _ = np.histogram(stream, bins=100, range=(0, 1))
+        # Chi-squared with 99 degrees of freedom exceeds 148 once in a thousand times.
+        assert ((histogram - 1000) ** 2 / 1000).sum() < 148
+        assert abs(np.corrcoef(stream[:-1], stream[1:])[0, 1]) < 0.01
+    assert abs(np.corrcoef(streams[0], streams[1])[0, 1]) < 0.01
+
+
+def test_logprobs_and_ranks():
+    torch.manual_seed(0)
+    logits_RV = torch.randn(5, V)
+    token_R = torch.randint(0, V, (5,))
+    ranked = sampling.rank_logprobs(logits_RV, token_R, 4)
+    expected_RV = logits_RV.log_softmax(-1)
+    order_RV = expected_RV.argsort(-1, descending=True)
+    for r in range(5):
+        assert ranked.logprob_R[r] == pytest.approx(expected_RV[r, token_R[r]].item(), abs=1e-5)
+        assert order_RV[r, ranked.rank_R[r] - 1] == token_R[r]
+        assert ranked.top_id_RN[r].tolist() == order_RV[r, :4].tolist()
