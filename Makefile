@@ -5,7 +5,8 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find src -name '*.py' -o -name '*.cpp' -o -name '*.h')
 MODEL := smollm2-135m
 
-.PHONY: demo test check fix tiny nightly docs bench clean
+.PHONY: demo test check setup fix tiny nightly docs bench clean
+.NOTPARALLEL:
 
 demo: .venv/installed  ## generate text with a real model
 	@$(BIN)/alpage models pull $(MODEL)
@@ -15,21 +16,23 @@ test: .venv/test  ## all tests, against the installed package
 	@$(BIN)/alpage models pull $(MODEL)
 	$(BIN)/pytest -q
 
-check: .venv/test .venv/lint .venv/docs  ## style, types, import contracts, docs
-	$(BIN)/ruff check
+check: setup  ## style, types, import contracts, docs
+	$(BIN)/ruff check -q
 	$(BIN)/ruff format --check -q
 	$(BIN)/mypy
-	$(BIN)/lint-imports
-	$(BIN)/mkdocs build --strict -q
+	$(BIN)/lint-imports --no-logo
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+
+setup: .venv/test .venv/lint .venv/docs  ## a .venv with everything
 
 fix: .venv/lint  ## format, and mend what can be mended
+	$(BIN)/ruff check -q --fix-only
 	$(BIN)/ruff format
-	$(BIN)/ruff check --fix
 
 tiny: .venv/test  ## the quick tests
 	$(BIN)/pytest -q -m "not slow"
 
-nightly: .venv/test  ## state machines for thousands of steps
+nightly: .venv/test  ## properties and state machines, for long
 	$(BIN)/pytest -q --hypothesis-profile=nightly tests/unit
 
 docs: .venv/test .venv/docs  ## read the docs at http://127.0.0.1:8000
@@ -45,14 +48,16 @@ clean:
 # torch by itself first, so that nothing asks for another build of it.
 .venv/torch:
 	$(PYTHON) -m venv .venv
+	$(PIP) "pip>=25.1"  # knows --group
 	$(PIP) torch==2.13.0
 	@touch $@
 
+# pip keeps to itself what the build says, so the kernels are asked.
 .venv/installed: .venv/torch $(SOURCES)
 	$(PIP) .
+	@$(BIN)/python -c "from alpage.native import unavailable_reason; print(unavailable_reason() or 'alpage is installed, with its native kernels')"
 	@touch $@
 
 .venv/test .venv/lint .venv/docs: .venv/installed
-	$(PIP) "pip>=25.1"
-	$(PIP) --group $(notdir $@)
+	$(PIP) --group $(@F)
 	@touch $@

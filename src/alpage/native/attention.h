@@ -1,0 +1,106 @@
+// attention: the data that the planner, the kernels and the Python module pass to each other.
+//
+// Shape letters, as in the Python code:
+//   T new tokens   B sequences   H query heads   G key/value heads   K head dim   P pages   S tokens in a page
+//   R = H / G query heads that read one key/value head
+//
+// A "row" is one (token, query head) pair of one key/value head: row = token * R + head.
+// Rows are gathered in tiles, so that one read of the keys serves every row of the tile.
+//
+// A row's result depends on that row and its keys alone. Key blocks and splits begin at fixed absolute positions,
+// every row sees the same operations in the same order whatever shares its tile, and splits are joined in order:
+// neither the batch, nor the chunking of a prompt, nor the number of threads can change a bit.
+#pragma once
+
+#include <cstdint>
+
+namespace alpage {
+
+constexpr int kMinHeadDim = 16; // the widest vector of floats
+constexpr int kMaxHeadDim = 256;
+constexpr int kTileRows = 32;
+constexpr int kBlockKeys = 64;    // keys scored at once
+constexpr int kSplitKeys = 512;   // keys under one partial softmax
+constexpr int kMaxSplitTiles = 4; // sequences with more row tiles than this have parallel work enough without splits
+
+enum class Dtype { float32, bfloat16 };
+
+struct Attention {
+    Dtype dtype;
+    const void* q_THK;
+    void* out_THK;
+    const void* k_PGSK;
+    const void* v_PGSK;
+    const int32_t* query_start_B1;
+    const int32_t* context_B;
+    const int32_t* table_BP;
+    int64_t q_token_stride, q_head_stride; // strides in elements
+    int64_t out_token_stride, out_head_stride;
+    int64_t page_stride; // from page to page; inside a page [G, S, K] is dense
+    int64_t table_stride;
+    int64_t num_tokens, num_pages, table_width;
+    int num_sequences, num_heads, num_kv_heads, head_dim, page_size;
+    int window; // keys that a query sees, itself included
+    float scale;
+};
+
+// Rows [first_row, first_row + num_rows) of one sequence and key/value head, over splits [first_split, end_split).
+struct Tile {
+    int sequence, kv_head;
+    int first_row, num_rows;
+    int first_split, end_split;
+};
+
+// Softmaxes of a tile's rows so far: weighted values, the greatest score (base 2), the sum of weights.
+// `values` has `column_width(head_dim)` floats a row.
+struct Softmax {
+    float* values;
+    float* top;
+    float* sum;
+};
+
+constexpr int64_t column_width(int head_dim) { return (head_dim + 15) / 16 * 16; }
+
+constexpr Softmax softmax_at(float* memory, int num_rows, int head_dim) {
+    float* top = memory + num_rows * column_width(head_dim);
+    return {memory, top, top + num_rows};
+}
+
+constexpr int64_t softmax_floats(int num_rows, int head_dim) { return num_rows * (column_width(head_dim) + 2); }
+
+struct Kernels {
+    // Writes the tile's rows of the output.
+    void (*attend)(const Attention&, const Tile&);
+    // Leaves the tile's softmaxes in `partial` instead.
+    void (*attend_split)(const Attention&, const Tile&, float* partial);
+    // Writes the tile's rows of the output from the softmaxes of its splits, one after the other in `partials`.
+    void (*join_splits)(const Attention&, const Tile&, float* partials);
+};
+
+struct Isa {
+    const char* name;
+    Kernels kernels[2]; // by Dtype
+};
+
+extern const Isa isa_avx512_bf16, isa_avx512, isa_avx2, isa_portable;
+
+// Cuts the problem into tiles and runs them on `num_threads` threads. Throws on a page or token out of range.
+void paged_attention(const Attention&, const Isa&, int num_threads);
+
+struct KvStore {
+    Dtype dtype;
+    const void* k_TGK;
+    const void* v_TGK;
+    void* k_PGSK;
+    void* v_PGSK;
+    const int64_t* slot_T; // page * page_size + place
+    int64_t k_token_stride, k_head_stride, v_token_stride, v_head_stride;
+    int64_t page_stride;
+    int64_t num_tokens, num_pages;
+    int num_kv_heads, head_dim, page_size;
+};
+
+// Copies new keys and values into their slots. Throws on a slot out of range, before anything is written.
+void store_kv(const KvStore&, int num_threads);
+
+} // namespace alpage

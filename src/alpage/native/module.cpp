@@ -1,0 +1,118 @@
+// module: the Python face, `alpage.native._kernels`. Pointers come in as integers, strides count elements.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <climits>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "attention.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace alpage {
+namespace {
+
+// What was compiled and this machine has, best first.
+std::vector<const Isa*> available() {
+    std::vector<const Isa*> found;
+#if defined(ALPAGE_HAS_AVX512_BF16)
+    if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        found.push_back(&isa_avx512_bf16);
+#endif
+#if defined(ALPAGE_HAS_AVX512)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        found.push_back(&isa_avx512);
+#endif
+#if defined(ALPAGE_HAS_AVX2)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&isa_avx2);
+#endif
+    found.push_back(&isa_portable);
+    return found;
+}
+
+std::vector<std::string> isas() {
+    std::vector<std::string> names;
+    for (const Isa* isa : available()) names.emplace_back(isa->name);
+    return names;
+}
+
+const Isa& choose(const std::optional<std::string>& name) {
+    static const std::vector<const Isa*> found = available();
+    if (!name) return *found.front();
+    for (const Isa* isa : found)
+        if (*name == isa->name) return *isa;
+    throw std::invalid_argument("isa=" + *name + " is not available here");
+}
+
+Dtype dtype_of(const std::string& name) {
+    if (name == "float32") return Dtype::float32;
+    if (name == "bfloat16") return Dtype::bfloat16;
+    throw std::invalid_argument("dtype=" + name + " is neither float32 nor bfloat16");
+}
+
+void require(bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+template <class Element = void>
+Element* at(uintptr_t address) {
+    return reinterpret_cast<Element*>(address);
+}
+
+void py_store_kv(const std::string& dtype, uintptr_t k_TGK, uintptr_t v_TGK, uintptr_t k_PGSK, uintptr_t v_PGSK,
+                 uintptr_t slot_T, int64_t k_token_stride, int64_t k_head_stride, int64_t v_token_stride,
+                 int64_t v_head_stride, int64_t page_stride, int64_t num_tokens, int64_t num_pages, int num_kv_heads,
+                 int head_dim, int page_size, int num_threads) {
+    require(num_kv_heads > 0 && head_dim > 0 && page_size > 0, "an empty page holds nothing");
+    store_kv({dtype_of(dtype), at<>(k_TGK), at<>(v_TGK), at<>(k_PGSK), at<>(v_PGSK), at<int64_t>(slot_T),
+              k_token_stride, k_head_stride, v_token_stride, v_head_stride, page_stride, num_tokens, num_pages,
+              num_kv_heads, head_dim, page_size},
+             num_threads);
+}
+
+void py_paged_attention(const std::string& dtype, uintptr_t q_THK, uintptr_t out_THK, uintptr_t k_PGSK,
+                        uintptr_t v_PGSK, uintptr_t query_start_B1, uintptr_t context_B, uintptr_t table_BP,
+                        int64_t q_token_stride, int64_t q_head_stride, int64_t out_token_stride,
+                        int64_t out_head_stride, int64_t page_stride, int64_t table_stride, int64_t num_tokens,
+                        int64_t num_pages, int64_t table_width, int num_sequences, int num_heads, int num_kv_heads,
+                        int head_dim, int page_size, std::optional<int> window, float scale, int num_threads,
+                        const std::optional<std::string>& isa) {
+    require(num_kv_heads > 0 && num_heads % num_kv_heads == 0, "query heads do not divide among key/value heads");
+    require(head_dim % 8 == 0 && kMinHeadDim <= head_dim && head_dim <= kMaxHeadDim,
+            "the head dim is no multiple of 8 in [16, 256]");
+    require(page_size > 0, "an empty page holds nothing");
+    require(!window || *window > 0, "an empty window sees nothing");
+    require(scale > 0.0f, "the scale is not positive");
+    paged_attention({dtype_of(dtype), at<>(q_THK), at<>(out_THK), at<>(k_PGSK), at<>(v_PGSK),
+                     at<int32_t>(query_start_B1), at<int32_t>(context_B), at<int32_t>(table_BP), q_token_stride,
+                     q_head_stride, out_token_stride, out_head_stride, page_stride, table_stride, num_tokens,
+                     num_pages, table_width, num_sequences, num_heads, num_kv_heads, head_dim, page_size,
+                     window.value_or(INT_MAX), scale},
+                    choose(isa), num_threads);
+}
+
+} // namespace
+} // namespace alpage
+
+NB_MODULE(_kernels, m) {
+    const auto free_gil = nb::call_guard<nb::gil_scoped_release>();
+    m.def("isa", [] { return alpage::isas().front(); });
+    m.def("isas", alpage::isas);
+    m.def("store_kv", alpage::py_store_kv, free_gil, nb::kw_only(), "dtype"_a, "k_TGK"_a, "v_TGK"_a, "k_PGSK"_a,
+          "v_PGSK"_a, "slot_T"_a, "k_token_stride"_a, "k_head_stride"_a, "v_token_stride"_a, "v_head_stride"_a,
+          "page_stride"_a, "num_tokens"_a, "num_pages"_a, "num_kv_heads"_a, "head_dim"_a, "page_size"_a,
+          "num_threads"_a);
+    m.def("paged_attention", alpage::py_paged_attention, free_gil, nb::kw_only(), "dtype"_a, "q_THK"_a, "out_THK"_a,
+          "k_PGSK"_a, "v_PGSK"_a, "query_start_B1"_a, "context_B"_a, "table_BP"_a, "q_token_stride"_a,
+          "q_head_stride"_a, "out_token_stride"_a, "out_head_stride"_a, "page_stride"_a, "table_stride"_a,
+          "num_tokens"_a, "num_pages"_a, "table_width"_a, "num_sequences"_a, "num_heads"_a, "num_kv_heads"_a,
+          "head_dim"_a, "page_size"_a, "window"_a.none(), "scale"_a, "num_threads"_a, "isa"_a.none() = nb::none());
+}

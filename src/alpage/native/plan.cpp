@@ -1,0 +1,161 @@
+// plan: cut a step's attention into tiles and run them on the threads of the OpenMP runtime that torch has loaded.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "attention.h"
+
+// The one entry that GNU's and LLVM's OpenMP runtimes both export (GOMP_4.0). Nothing links it: the dynamic linker
+// takes it from the runtime in the process, whatever that library is called, so there can be no second one.
+extern "C" void GOMP_parallel(void (*run)(void*), void* data, unsigned num_threads, unsigned flags);
+
+namespace alpage {
+namespace {
+
+// Calls run(i) for each i in [0, num_items), in any order. `run` must not throw.
+template <class Run>
+void for_each(int64_t num_items, int num_threads, Run run) {
+    struct Team {
+        std::atomic<int64_t> next{0};
+        int64_t num_items;
+        Run& run;
+    } team{0, num_items, run};
+    const auto work = [](void* data) {
+        Team& team = *static_cast<Team*>(data);
+        for (int64_t i; (i = team.next.fetch_add(1, std::memory_order_relaxed)) < team.num_items;) team.run(i);
+    };
+    // A team of another size would make the runtime end its threads and start them again.
+    if (num_threads > 1 && num_items > 1) GOMP_parallel(work, &team, num_threads, 0);
+    else work(&team);
+}
+
+[[noreturn]] void refuse(const char* what, int64_t value, int64_t limit) {
+    throw std::out_of_range(std::string(what) + " " + std::to_string(value) + " is not in [0, " +
+                            std::to_string(limit) + ")");
+}
+
+struct Rows {
+    int num_tokens, past;
+};
+
+Rows rows_of(const Attention& a, int sequence) {
+    const int start = a.query_start_B1[sequence], end = a.query_start_B1[sequence + 1];
+    if (start < 0 || start > end || end > a.num_tokens) refuse("query start", end, a.num_tokens + 1);
+    const int past = a.context_B[sequence] - (end - start);
+    if (past < 0) refuse("tokens before the step", past, a.context_B[sequence] + 1);
+    return {end - start, past};
+}
+
+int first_key(const Attention& a, int position) { return std::max(0, position - a.window + 1); }
+
+void check_pages(const Attention& a, int sequence, Rows rows) {
+    const int first = first_key(a, rows.past) / a.page_size;
+    const int last = (rows.past + rows.num_tokens - 1) / a.page_size;
+    if (last >= a.table_width) refuse("page of the table", last, a.table_width);
+    const int32_t* table = a.table_BP + sequence * a.table_stride;
+    for (int i = first; i <= last; ++i)
+        if (table[i] < 0 || table[i] >= a.num_pages) refuse("page", table[i], a.num_pages);
+}
+
+// A tile whose splits run apart. Whoever finishes the last one joins them all.
+struct Shared {
+    Tile tile;
+    int64_t first_partial;
+    std::atomic<int> num_left;
+    Shared(Tile tile, int64_t first_partial)
+        : tile(tile), first_partial(first_partial), num_left(tile.end_split - tile.first_split) {}
+    Shared(const Shared& other) : Shared(other.tile, other.first_partial) {}
+};
+
+struct Item {
+    Tile tile;
+    int shared; // index of its Shared, or whole
+    static constexpr int whole = -1;
+};
+
+struct Plan {
+    std::vector<Item> items;
+    std::vector<Shared> shared;
+    int64_t num_partials = 0; // floats
+
+    void add(const Attention& a, const Tile& tile, bool is_split) {
+        if (!is_split || tile.end_split - tile.first_split == 1) {
+            items.push_back({tile, Item::whole});
+            return;
+        }
+        shared.emplace_back(tile, num_partials);
+        for (int split = tile.first_split; split < tile.end_split; ++split) {
+            Tile part = tile;
+            part.first_split = split;
+            part.end_split = split + 1;
+            items.push_back({part, int(shared.size()) - 1});
+            num_partials += softmax_floats(tile.num_rows, a.head_dim);
+        }
+    }
+};
+
+Plan make_plan(const Attention& a) {
+    Plan plan;
+    const int group = a.num_heads / a.num_kv_heads;
+    for (int sequence = 0; sequence < a.num_sequences; ++sequence) {
+        const Rows rows = rows_of(a, sequence);
+        if (rows.num_tokens == 0) continue;
+        check_pages(a, sequence, rows);
+        const int num_rows = rows.num_tokens * group;
+        const bool is_split = num_rows <= kMaxSplitTiles * kTileRows;
+        for (int kv_head = 0; kv_head < a.num_kv_heads; ++kv_head)
+            for (int row = 0; row < num_rows; row += kTileRows) {
+                const int end = std::min(row + kTileRows, num_rows);
+                const int oldest = first_key(a, rows.past + row / group);
+                const int newest = rows.past + (end - 1) / group;
+                const int first_split = oldest / kSplitKeys, end_split = newest / kSplitKeys + 1;
+                plan.add(a, {sequence, kv_head, row, end - row, first_split, end_split}, is_split);
+            }
+    }
+    return plan;
+}
+
+} // namespace
+
+void paged_attention(const Attention& a, const Isa& isa, int num_threads) {
+    const Kernels& kernels = isa.kernels[static_cast<int>(a.dtype)];
+    Plan plan = make_plan(a);
+    const std::unique_ptr<float[]> partials(new float[plan.num_partials]);
+    const int64_t num_items = plan.items.size();
+    for_each(num_items, num_threads, [&](int64_t i) {
+        // From the end: a prompt's last rows see the most keys, and long work comes first.
+        const Item& item = plan.items[num_items - 1 - i];
+        if (item.shared == Item::whole) return kernels.attend(a, item.tile);
+        Shared& shared = plan.shared[item.shared];
+        float* first = partials.get() + shared.first_partial;
+        const int64_t size = softmax_floats(item.tile.num_rows, a.head_dim);
+        kernels.attend_split(a, item.tile, first + (item.tile.first_split - shared.tile.first_split) * size);
+        if (shared.num_left.fetch_sub(1, std::memory_order_acq_rel) == 1) kernels.join_splits(a, shared.tile, first);
+    });
+}
+
+void store_kv(const KvStore& s, int num_threads) {
+    for (int64_t t = 0; t < s.num_tokens; ++t)
+        if (s.slot_T[t] < 0 || s.slot_T[t] >= s.num_pages * s.page_size)
+            refuse("slot", s.slot_T[t], s.num_pages * s.page_size);
+    const int64_t element = s.dtype == Dtype::float32 ? 4 : 2, row = s.head_dim * element;
+    constexpr int64_t kTokens = 64; // less is not worth waking a thread
+    for_each((s.num_tokens + kTokens - 1) / kTokens, num_threads, [&](int64_t i) {
+        for (int64_t t = i * kTokens; t < std::min((i + 1) * kTokens, s.num_tokens); ++t) {
+            const int64_t page = s.slot_T[t] / s.page_size, place = s.slot_T[t] % s.page_size;
+            for (int64_t g = 0; g < s.num_kv_heads; ++g) {
+                const int64_t to = (page * s.page_stride + (g * s.page_size + place) * s.head_dim) * element;
+                const int64_t k = (t * s.k_token_stride + g * s.k_head_stride) * element;
+                const int64_t v = (t * s.v_token_stride + g * s.v_head_stride) * element;
+                std::memcpy(static_cast<char*>(s.k_PGSK) + to, static_cast<const char*>(s.k_TGK) + k, row);
+                std::memcpy(static_cast<char*>(s.v_PGSK) + to, static_cast<const char*>(s.v_TGK) + v, row);
+            }
+        }
+    });
+}
+
+} // namespace alpage

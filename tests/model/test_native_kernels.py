@@ -1,0 +1,346 @@
+"""The native kernels against plain PyTorch, on pools whose unused places hold NaN."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from alpage import native
+from alpage.native import kernels as native_kernels
+
+# Sums of up to 700 products of float32 in another order than PyTorch's.
+FLOAT32_TOLERANCE = 1e-5
+# The kernels compute in float32; what they write has 8 significant bits: half of 2**-7 may be off.
+BFLOAT16_TOLERANCE = 2.0**-8
+
+DTYPES = [torch.float32, torch.bfloat16]
+HEADS = [(1, 1), (4, 1), (9, 3), (8, 8)]
+HEAD_DIMS = [16, 24, 64, 80, 128, 256]
+PAGE_SIZES = [8, 16, 32]
+WINDOWS = [None, 1, 7, 100]
+# (new tokens, tokens after the step): prompts whole and in chunks, and decodes, some past the first
+# split at 512.
+SMALL = [(5, 5), (1, 520), (20, 90), (0, 3), (1, 1)]
+MIXED = [(5, 5), (1, 600), (20, 90), (1, 1), (0, 3), (40, 530), (1, 64)]
+
+MODULE = native.load()
+ISAS = MODULE.module.isas() if MODULE else []
+needs_kernels = pytest.mark.skipif(MODULE is None, reason=str(native.unavailable_reason()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlatStep:
+    query_start_B1: Tensor
+    context_B: Tensor
+    table_BP: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One layer's step: keys and values of each sequence as they are, and the same in a pool."""
+
+    q_THK: Tensor
+    k_CGK: list[Tensor]
+    v_CGK: list[Tensor]
+    kv_2PGSK: Tensor
+    step: FlatStep
+    window: int | None
+
+    @property
+    def scale(self) -> float:
+        return self.q_THK.shape[2] ** -0.5
+
+
+def make_case(
+    sequences: list[tuple[int, int]],
+    *,
+    heads: tuple[int, int] = (9, 3),
+    head_dim: int = 64,
+    page_size: int = 16,
+    window: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Case:
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random).to(dtype)
+
+    num_heads, num_kv_heads = heads
+    width = max(-(-context // page_size) for _, context in sequences) + 1
+    num_pages = width * len(sequences) + 1  # the first one belongs to nobody
+    kv_2PGSK = torch.full((2, num_pages, num_kv_heads, page_size, head_dim), torch.nan, dtype=dtype)
+    table_BP = torch.zeros(len(sequences), width, dtype=torch.int32)
+    pages = iter((torch.randperm(num_pages - 1, generator=random) + 1).tolist())
+    keys, values = [], []
+    for b, (num_new, context) in enumerate(sequences):
+        keys.append(normal(context, num_kv_heads, head_dim))
+        values.append(normal(context, num_kv_heads, head_dim))
+        # What no query of the step sees any more is gone, and so are pages that hold nothing else.
+        oldest = 0 if window is None else max(0, context - num_new - window + 1)
+        for page in range(oldest // page_size, -(-context // page_size)):
+            table_BP[b, page] = next(pages)
+        live = torch.arange(oldest, context)
+        place = table_BP[b, live // page_size].long(), slice(None), live % page_size
+        kv_2PGSK[0][place] = keys[b][live]
+        kv_2PGSK[1][place] = values[b][live]
+    step = FlatStep(
+        query_start_B1=torch.tensor([0, *(new for new, _ in sequences)]).cumsum(0).int(),
+        context_B=torch.tensor([context for _, context in sequences]).int(),
+        table_BP=table_BP,
+    )
+    q_THK = normal(sum(new for new, _ in sequences), num_heads, head_dim)
+    return Case(q_THK=q_THK, k_CGK=keys, v_CGK=values, kv_2PGSK=kv_2PGSK, step=step, window=window)
+
+
+def expected(case: Case) -> Tensor:
+    """Attention in float32, sequence by sequence, with all scores at once."""
+    out = []
+    starts = case.step.query_start_B1.tolist()
+    for b, (k_CGK, v_CGK) in enumerate(zip(case.k_CGK, case.v_CGK, strict=True)):
+        q_NHK = case.q_THK[starts[b] : starts[b + 1]].float()
+        group = q_NHK.shape[1] // k_CGK.shape[1]
+        k_CHK, v_CHK = (x.float().repeat_interleave(group, dim=1) for x in (k_CGK, v_CGK))
+        key_1C = torch.arange(k_CGK.shape[0])[None]
+        query_N1 = (torch.arange(q_NHK.shape[0]) + k_CGK.shape[0] - q_NHK.shape[0])[:, None]
+        is_seen_NC = key_1C <= query_N1
+        if case.window is not None:
+            is_seen_NC &= key_1C > query_N1 - case.window
+        score_HNC = torch.einsum("nhk,chk->hnc", q_NHK, k_CHK) * case.scale
+        weight_HNC = score_HNC.masked_fill(~is_seen_NC, -torch.inf).softmax(-1)
+        out.append(torch.einsum("hnc,chk->nhk", weight_HNC, v_CHK))
+    return torch.cat(out)
+
+
+def attend(case: Case, isa: str | None = None) -> Tensor:
+    kernels = native.load(isa)
+    assert kernels is not None
+    return kernels.paged_attention(
+        case.q_THK, case.kv_2PGSK, case.step, scale=case.scale, window=case.window
+    )
+
+
+def assert_close(actual: Tensor, wanted: Tensor, what: str) -> None:
+    relative = BFLOAT16_TOLERANCE if actual.dtype == torch.bfloat16 else FLOAT32_TOLERANCE
+    torch.testing.assert_close(
+        actual.float(), wanted, rtol=relative, atol=FLOAT32_TOLERANCE, msg=lambda m: f"{what}: {m}"
+    )
+
+
+def part(case: Case, b: int) -> Case:
+    """Sequence b alone."""
+    start, end = case.step.query_start_B1[b : b + 2].tolist()
+    step = FlatStep(
+        query_start_B1=torch.tensor([0, end - start]).int(),
+        context_B=case.step.context_B[b : b + 1],
+        table_BP=case.step.table_BP[b : b + 1],
+    )
+    return replace(case, q_THK=case.q_THK[start:end], step=step)
+
+
+@pytest.fixture
+def threads():
+    """Set the number of threads; the old one comes back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_equals_plain_pytorch(heads, head_dim, dtype, threads):
+    threads(1)  # many small steps: two threads on a busy machine wait for each other
+    for page_size in PAGE_SIZES:
+        for window in WINDOWS:
+            case = make_case(
+                MIXED,
+                heads=heads,
+                head_dim=head_dim,
+                page_size=page_size,
+                window=window,
+                dtype=dtype,
+            )
+            wanted = expected(case)
+            for isa in ISAS:
+                assert_close(attend(case, isa), wanted, f"{isa}, {page_size=}, {window=}")
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+def test_long_prompt_equals_plain_pytorch(isa, dtype):
+    case = make_case([(700, 1300), (1, 2000)], dtype=dtype)
+    assert_close(attend(case, isa), expected(case), isa)
+
+
+@needs_kernels
+@settings(max_examples=40, deadline=None)
+@given(
+    sequences=st.lists(
+        st.tuples(st.integers(0, 150), st.integers(0, 1100)).map(lambda x: (x[0], sum(x) or 1)),
+        min_size=1,
+        max_size=5,
+    ),
+    window=st.none() | st.integers(1, 1200),
+    page_size=st.sampled_from(PAGE_SIZES),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**31),
+)
+def test_any_step_equals_plain_pytorch(sequences, window, page_size, dtype, seed):
+    case = make_case(sequences, window=window, page_size=page_size, dtype=dtype, seed=seed)
+    if case.q_THK.shape[0] > 0:
+        assert_close(attend(case), expected(case), "best instruction set")
+
+
+@needs_kernels
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+def test_row_is_bitwise_the_same_in_any_company(isa, dtype, window, threads):
+    case = make_case(MIXED, window=window, dtype=dtype)
+    together = attend(case, isa)
+    for num_threads in (1, 2, 3):
+        threads(num_threads)
+        assert torch.equal(attend(case, isa), together)
+        alone = [attend(part(case, b), isa) for b in range(len(MIXED))]
+        assert torch.equal(torch.cat(alone), together)
+
+
+@needs_kernels
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+def test_row_is_bitwise_the_same_in_any_chunk(isa, dtype, window):
+    case = make_case([(700, 700)], window=window, dtype=dtype)
+    whole = attend(case, isa)
+    for chunk in (1, 7, 64, 333):
+        for start in range(0, 700, chunk * 5):
+            end = min(start + chunk, 700)
+            step = FlatStep(
+                query_start_B1=torch.tensor([0, end - start]).int(),
+                context_B=torch.tensor([end]).int(),
+                table_BP=case.step.table_BP,
+            )
+            q_THK = case.q_THK[start:end]
+            piece = Case(
+                q_THK=q_THK, k_CGK=[], v_CGK=[], kv_2PGSK=case.kv_2PGSK, step=step, window=window
+            )
+            assert torch.equal(attend(piece, isa), whole[start:end]), f"{chunk=}, {start=}"
+
+
+@needs_kernels
+def test_reads_queries_and_writes_output_with_strides():
+    case = make_case(MIXED)
+    num_tokens, num_heads, head_dim = case.q_THK.shape
+    qkv = torch.cat([case.q_THK.flatten(1), torch.full((num_tokens, 40), torch.nan)], dim=1)
+    q_THK = qkv[:, : num_heads * head_dim].view(num_tokens, num_heads, head_dim)
+    out_THK = torch.zeros(num_tokens, num_heads, head_dim + 8)[..., :head_dim]
+    assert MODULE is not None
+    result = MODULE.paged_attention(
+        q_THK, case.kv_2PGSK, case.step, scale=case.scale, out_THK=out_THK
+    )
+    assert result is out_THK
+    assert torch.equal(out_THK, attend(case))
+
+
+@needs_kernels
+def test_nan_query_spoils_its_own_row_only():
+    case = make_case([(4, 30)])
+    clean = attend(case)
+    case.q_THK[2, 5, 3] = torch.nan
+    spoilt = attend(case)
+    assert spoilt[2, 5].isnan().all()
+    spoilt[2, 5] = clean[2, 5]
+    assert torch.equal(spoilt, clean)
+
+
+@needs_kernels
+@pytest.mark.parametrize("field", ["query_start_B1", "context_B", "table_BP"])
+def test_step_out_of_range_is_refused(field):
+    case = make_case([(4, 30), (2, 9)])
+    getattr(case.step, field).flatten()[1] = {
+        "query_start_B1": 7,
+        "context_B": 10_000,
+        "table_BP": 99,
+    }[field]
+    with pytest.raises(IndexError, match=r"is not in \[0, "):
+        attend(case)
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_tokens", [0, 1, 7, 500])
+def test_store_is_exact(num_tokens, dtype):
+    assert MODULE is not None
+    num_kv_heads, head_dim, page_size = 3, 24, 8
+    qkv = torch.randn(num_tokens, 5, num_kv_heads, head_dim).to(dtype)
+    k_TGK, v_TGK = qkv[:, 2], qkv[:, 4]
+    slot_T = torch.randperm(100 * page_size)[:num_tokens]
+    kv_2PGSK = torch.randn(2, 100, num_kv_heads, page_size, head_dim).to(dtype)
+    wanted = kv_2PGSK.clone()
+    for layer, x_TGK in zip(wanted, (k_TGK, v_TGK), strict=True):
+        layer[slot_T // page_size, :, slot_T % page_size] = x_TGK
+    MODULE.store_kv(k_TGK, v_TGK, kv_2PGSK, slot_T)
+    assert torch.equal(kv_2PGSK, wanted)
+
+
+@needs_kernels
+@pytest.mark.parametrize("slot", [-1, 32])
+def test_store_out_of_range_writes_nothing(slot):
+    assert MODULE is not None
+    kv_2PGSK = torch.zeros(2, 4, 1, 8, 16)
+    new_TGK = torch.ones(2, 1, 16)
+    with pytest.raises(IndexError, match=f"slot {slot} is not in"):
+        MODULE.store_kv(new_TGK, new_TGK, kv_2PGSK, torch.tensor([3, slot]))
+    assert not kv_2PGSK.any()
+
+
+@needs_kernels
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_process_holds_one_openmp_runtime():
+    program = """
+import re, torch
+from alpage import native
+class Step:
+    query_start_B1 = torch.arange(9).int()
+    context_B = torch.full((8,), 16).int()
+    table_BP = torch.arange(8)[:, None].int()
+torch.set_num_threads(2)
+kv = torch.zeros(2, 8, 1, 16, 64)
+native.load().paged_attention(torch.zeros(8, 1, 64), kv, Step, scale=1.0)
+torch.randn(300, 300) @ torch.randn(300, 300)
+files = {line.split()[-1] for line in open("/proc/self/maps")}
+print(sum(bool(re.search("gomp|iomp|libomp", file)) for file in files), end=" ")
+print(any("_kernels" in file for file in files))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["1", "True"]
+
+
+def test_reason_is_told_where_nothing_was_built(monkeypatch):
+    monkeypatch.setitem(sys.modules, "alpage.native._kernels", None)
+    native_kernels._import_module.cache_clear()
+    try:
+        assert native.load() is None
+        assert "were not built" in str(native.unavailable_reason())
+    finally:
+        native_kernels._import_module.cache_clear()
+
+
+@needs_kernels
+def test_unsupported_pools_are_named():
+    assert MODULE is not None
+    assert MODULE.unsupported_reason(dtype=torch.bfloat16, head_dim=64) is None
+    assert "float16" in str(MODULE.unsupported_reason(dtype=torch.float16, head_dim=64))
+    assert "multiples of 8" in str(MODULE.unsupported_reason(dtype=torch.float32, head_dim=60))
