@@ -67,7 +67,10 @@ def assemble(
         head_dim=shape.head_dim,
         page_size=config.page_size,
     )
-    backend = select(spec, backends(), config.attention_backend)
+    ways = backends()
+    backend = select(spec, ways, config.attention_backend)
+    if device.type == "cpu" and config.attention_backend == "auto" and backend is not ways[0]:
+        notify(f"Attention is slower than it could be: {ways[0].supports(spec)}.")
     page_bytes = shape.kv_bytes_per_token(dtype.itemsize) * config.page_size
     max_model_len = _max_model_len(model.max_positions, config)
     num_pages = _num_pages(config, device, page_bytes, max_model_len)
