@@ -8,15 +8,16 @@ import torch
 from alpage.errors import AlpageError, InvalidValue, OutOfMemory, Unsupported
 from alpage.hardware import available_memory_bytes, cpu_features, has_bf16_compute
 from alpage.models import Checkpoint, Model, Tokenizer, load
-from alpage.ops import AttentionSpec, KvPool, backends, select
+from alpage.ops import AttentionSpec, Backend, KvPool, backends, select
 from alpage.serve.config import EngineConfig
 from alpage.serve.engine import Engine, Limits
 from alpage.serve.kv_memory import KvMemory, PreemptionCost
 from alpage.serve.pages import PagePool
 from alpage.serve.runner import Runner
 from alpage.serve.scheduler import Scheduler
+from alpage.serve.sizing import Sizes, size
 from alpage.serve.slots import Slots
-from alpage.units import MiB, format_bytes, parse_bytes
+from alpage.workload import ModelShape
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Of the memory that is free once the weights are loaded. A CPU's is shared with everything else;
@@ -59,64 +60,29 @@ def assemble(
     """Return an engine for a model that is in memory. See `build_engine`."""
     weight = next(model.parameters())
     device, dtype, shape = weight.device, weight.dtype, model.shape
-    spec = AttentionSpec(
-        device=device.type,
-        dtype=dtype,
-        num_heads=shape.num_heads,
-        num_kv_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        page_size=config.page_size,
-    )
-    ways = backends()
-    backend = select(spec, ways, config.attention_backend)
-    if device.type == "cpu" and config.attention_backend == "auto" and backend is not ways[0]:
-        notify(f"Attention is slower than it could be: {ways[0].supports(spec)}.")
-    page_bytes = shape.kv_bytes_per_token(dtype.itemsize) * config.page_size
-    max_model_len = _max_model_len(model.max_positions, config)
-    num_pages = _num_pages(config, device, page_bytes, max_model_len)
-    max_model_len = _what_fits(max_model_len, num_pages, page_bytes, config.page_size, notify)
-    num_host_pages = _swap_bytes(config, num_pages * page_bytes) // page_bytes
-
-    def pool(num_pages: int, device: torch.device) -> KvPool:
-        sizes = (
-            shape.num_layers,
-            2,
-            num_pages,
-            shape.num_kv_heads,
-            config.page_size,
-            shape.head_dim,
-        )
-        return KvPool.zeros(sizes, dtype, device)
-
-    memory = KvMemory(
-        PagePool(
-            num_pages,
-            config.page_size,
-            key=os.urandom(32),
-            has_prefix_cache=config.has_prefix_cache,
-        ),
-        PagePool(num_host_pages, config.page_size, has_prefix_cache=False),
-        PreemptionCost(
-            swap_s_per_page=2 * page_bytes / _COPY_BYTES_PER_S[device.type],
-            recompute_s_per_token=2 * shape.num_parameters / _FLOPS_PER_S[device.type],
-        ),
+    sizes = size(
+        config,
+        max_positions=model.max_positions,
+        kv_bytes_per_token=shape.kv_bytes_per_token(dtype.itemsize),
+        usable_bytes=_usable_bytes(device),
+        notify=notify,
     )
     scheduler = Scheduler(
-        memory,
+        _kv_memory(sizes, config, shape, device),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens or _BATCHED_TOKENS[device.type],
     )
     runner = Runner(
         model,
-        pool(num_pages, device),
-        pool(num_host_pages, torch.device("cpu")),
-        backend,
-        Slots(config.max_num_seqs, max_model_len, config.page_size),
+        _kv_pool(sizes.num_pages, config.page_size, shape, dtype, device),
+        _kv_pool(sizes.num_host_pages, config.page_size, shape, dtype, torch.device("cpu")),
+        _backend(config, shape, dtype, device, notify),
+        Slots(config.max_num_seqs, sizes.max_model_len, config.page_size),
     )
     limits = Limits(
-        max_model_len=max_model_len,
+        max_model_len=sizes.max_model_len,
         max_num_seqs=config.max_num_seqs,
-        num_pages=num_pages,
+        num_pages=sizes.num_pages,
         page_size=config.page_size,
         vocab_size=shape.vocab_size,
         eos_ids=eos_ids,
@@ -186,61 +152,59 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
         ) from error
 
 
-# -- the memory ------------------------------------------------------------------------------------
+# -- the parts -------------------------------------------------------------------------------------
 
 
-def _max_model_len(max_positions: int, config: EngineConfig) -> int:
-    if config.max_model_len is not None and config.max_model_len > max_positions:
-        raise InvalidValue(
-            field="max_model_len",
-            value=config.max_model_len,
-            limit=f"may be at most {max_positions}, the model's own limit",
-            remedy="Lower it, or leave it out",
-        )
-    return config.max_model_len or max_positions
-
-
-def _num_pages(
-    config: EngineConfig, device: torch.device, page_bytes: int, max_model_len: int
-) -> int:
-    """Return the pages that `kv_memory` holds, else what of the free memory could be used."""
-    if config.kv_memory is not None:
-        return parse_bytes(config.kv_memory, field="kv_memory") // page_bytes
+def _usable_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free_bytes, _ = torch.cuda.mem_get_info(device)
     else:
         free_bytes = available_memory_bytes()
-    num_useful = config.max_num_seqs * (-(-max_model_len // config.page_size) + 1)
-    return min(int(free_bytes * _KV_SHARE[device.type]) // page_bytes, num_useful)
+    return int(free_bytes * _KV_SHARE[device.type])
 
 
-def _what_fits(
-    max_model_len: int,
-    num_pages: int,
-    page_bytes: int,
-    page_size: int,
+def _kv_memory(
+    sizes: Sizes, config: EngineConfig, shape: ModelShape, device: torch.device
+) -> KvMemory:
+    return KvMemory(
+        PagePool(
+            sizes.num_pages,
+            config.page_size,
+            key=os.urandom(32),
+            has_prefix_cache=config.has_prefix_cache,
+        ),
+        PagePool(sizes.num_host_pages, config.page_size, has_prefix_cache=False),
+        PreemptionCost(
+            swap_s_per_page=2 * sizes.page_bytes / _COPY_BYTES_PER_S[device.type],
+            recompute_s_per_token=2 * shape.num_parameters / _FLOPS_PER_S[device.type],
+        ),
+    )
+
+
+def _kv_pool(
+    num_pages: int, page_size: int, shape: ModelShape, dtype: torch.dtype, device: torch.device
+) -> KvPool:
+    dims = (shape.num_layers, 2, num_pages, shape.num_kv_heads, page_size, shape.head_dim)
+    return KvPool.zeros(dims, dtype, device)
+
+
+def _backend(
+    config: EngineConfig,
+    shape: ModelShape,
+    dtype: torch.dtype,
+    device: torch.device,
     notify: Callable[[str], None],
-) -> int:
-    """Return the longest sequence that the pages can hold; one is kept for a copy under way."""
-    num_tokens = (num_pages - 1) * page_size
-    held = format_bytes(num_pages * page_bytes)
-    if num_tokens < page_size:
-        raise OutOfMemory(
-            field="kv_memory",
-            value=held,
-            limit=f"cannot hold one request: a page of {page_size} tokens takes "
-            f"{format_bytes(page_bytes)}, and two are the least",
-            remedy=f"Give kv_memory of {format_bytes(max(2 * page_bytes, MiB))} or more",
-        )
-    if num_tokens < max_model_len:
-        notify(
-            f"KV memory of {held} holds {num_tokens:,} tokens: requests are limited to that, "
-            f"not to {max_model_len:,}. Raise kv_memory for longer ones."
-        )
-    return min(num_tokens, max_model_len)
-
-
-def _swap_bytes(config: EngineConfig, kv_bytes: int) -> int:
-    if config.swap_memory is None:
-        return kv_bytes // 4
-    return 0 if config.swap_memory == 0 else parse_bytes(config.swap_memory, field="swap_memory")
+) -> Backend:
+    spec = AttentionSpec(
+        device=device.type,
+        dtype=dtype,
+        num_heads=shape.num_heads,
+        num_kv_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        page_size=config.page_size,
+    )
+    ways = backends()
+    backend = select(spec, ways, config.attention_backend)
+    if device.type == "cpu" and config.attention_backend == "auto" and backend is not ways[0]:
+        notify(f"Attention is slower than it could be: {ways[0].supports(spec)}.")
+    return backend

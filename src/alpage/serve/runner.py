@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from alpage.models.architectures import Model
+from alpage.models import Model
 from alpage.ops import sampling
 from alpage.ops.attention import Backend, PagedKV
 from alpage.ops.kv import KvPool
