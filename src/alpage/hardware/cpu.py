@@ -1,10 +1,31 @@
-"""CPU: what the processor of this machine can do."""
+"""CPU: what the processor of this machine can do, and how much of it is ours."""
 
+import os
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
-# Instructions that multiply bfloat16, as Linux names them: AVX-512 and AMX on x86, the Arm extension.
+from alpage.hardware.cgroup import cpu_quota
+
+# Instructions that multiply bfloat16, as Linux names them: AVX-512 and AMX on x86, the Arm
+# extension.
 _BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def num_usable_cores(root: Path = Path("/")) -> int:
+    """Return the cores that this process may run on, at least one.
+
+    On Linux these are the cores it is bound to, or the time that a control group allows, in whole
+    cores, if that is less.
+
+    Args:
+        root: where /proc and /sys lie.
+    """
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    num_cores = len(os.sched_getaffinity(0))
+    quota = cpu_quota(root)
+    return num_cores if quota is None else max(1, min(num_cores, int(quota)))
 
 
 def cpu_features(root: Path = Path("/")) -> frozenset[str]:
