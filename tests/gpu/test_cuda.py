@@ -10,7 +10,7 @@ from alpage import LLM, BeamSearchParams, SamplingParams
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 
-from tiny_llama import make_tiny_llama  # noqa: E402
+from tiny_llama import make_tiny_llama
 
 pytestmark = [
     pytest.mark.gpu,

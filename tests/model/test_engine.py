@@ -4,10 +4,10 @@ import random
 
 import pytest
 import torch
-from tiny_llama import VOCAB_SIZE, make_tiny_llama
 
 from alpage import LLM, BeamSearchParams, SamplingParams
 from alpage.errors import InvalidValue, OutOfMemory
+from tiny_llama import VOCAB_SIZE, make_tiny_llama
 
 GREEDY = SamplingParams(temperature=0, max_tokens=30)
 NUM_PROMPTS = 16
@@ -260,6 +260,12 @@ REFUSED = [
         "299",
     ),
     (dict(prompts=[[6], [7]], params=[SamplingParams()]), InvalidValue, "2, one for each"),
+]
+
+
+REFUSED += [
+    (dict(prompts=[[6]], params=GREEDY, priority=value), InvalidValue, "priority")
+    for value in (1001, 0.5, float("nan"), True)
 ]
 
 

@@ -12,12 +12,12 @@ import torch
 from gguf.quants import dequantize, quantize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_gguf import CONTROL, NORMAL, Kind, llama_weights, write_llama
 
 from alpage.errors import AlpageError, BadCheckpoint, Unsupported
 from alpage.models.checkpoint import open_checkpoint
 from alpage.models.gguf_file import read_gguf
 from alpage.models.gguf_tensor import GgufTensor
+from tiny_gguf import CONTROL, NORMAL, Kind, llama_weights, write_llama
 
 _VOCABULARY = {
     "model": "gpt2",

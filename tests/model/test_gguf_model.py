@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from alpage.errors import AlpageError, BadCheckpoint, Unsupported
+from alpage.models.checkpoint import open_checkpoint
 from tiny_gguf import (
     BLOCKS,
     HEAD_DIM,
@@ -18,9 +21,6 @@ from tiny_gguf import (
     llama_weights,
     write_llama,
 )
-
-from alpage.errors import AlpageError, BadCheckpoint, Unsupported
-from alpage.models.checkpoint import open_checkpoint
 
 
 @pytest.mark.parametrize("is_tied", [True, False])

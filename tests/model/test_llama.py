@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny_llama import VOCAB_SIZE, make_tiny_llama
 
 from alpage.models import load, open_checkpoint
+from tiny_llama import VOCAB_SIZE, make_tiny_llama
 
 # Sums of a few hundred float32 products, in another order.
 FLOAT32_TOLERANCE = 2e-5

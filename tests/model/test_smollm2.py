@@ -1,4 +1,4 @@
-"""A real model against transformers: SmolLM2-135M-Instruct, each reading the GGUF file by its own code."""
+"""A real model, SmolLM2-135M-Instruct, against transformers; each reads the GGUF itself."""
 
 import pytest
 import torch

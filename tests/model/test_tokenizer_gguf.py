@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import tokenizers
-from tiny_gguf import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, write_vocabulary
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import generate_merges
@@ -19,6 +18,7 @@ from alpage.models.checkpoint import open_checkpoint
 from alpage.models.gguf_file import read_gguf
 from alpage.models.gguf_tokenizer import build_tokenizer
 from alpage.models.tokenizer import Tokenizer
+from tiny_gguf import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, write_vocabulary
 
 _CORPUS = [
     "The quick brown fox jumps over the lazy dog; the dog doesn't mind, and we'll see.",

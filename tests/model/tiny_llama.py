@@ -1,4 +1,4 @@
-"""Tiny Llamas: random checkpoints in Hugging Face's format, and the transformers models they came from."""
+"""Tiny Llamas: random checkpoints in Hugging Face's format, and the models they came from."""
 
 import json
 from pathlib import Path

@@ -60,9 +60,7 @@ def step_bytes(
     return num_weights * weight_element_bytes + kv
 
 
-def roofline_s(
-    flops: float, num_bytes: float, *, flops_per_s: float, bytes_per_s: float
-) -> float:
+def roofline_s(flops: float, num_bytes: float, *, flops_per_s: float, bytes_per_s: float) -> float:
     """Return the least seconds for a step (Williams et al. 2009, doi:10.1145/1498765.1498785).
 
     Computing and moving overlap perfectly, so the slower of the two decides.

@@ -25,7 +25,6 @@ class Forked:
 
     source: int
     slot: int
-    index: int
 
 
 @final
@@ -45,6 +44,7 @@ class Row:
     Attributes:
         request_id: the request it belongs to.
         slot: the sequence's row in the runner's state.
+        index: which of the request's continuations it is.
         start: position of the first of `tokens`.
         tokens: the tokens whose keys and values are computed, at least one.
         page_start: entry of the page table from which `pages` replaces it.
@@ -56,6 +56,7 @@ class Row:
 
     request_id: str
     slot: int
+    index: int
     start: int
     tokens: tuple[int, ...]
     page_start: int

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from alpage.errors import AlpageError, InvalidValue, OutOfMemory, Unsupported
+from alpage.errors import AlpageError, OutOfMemory, Unsupported
 from alpage.hardware import available_memory_bytes, cpu_features, has_bf16_compute
 from alpage.models import Checkpoint, Model, Tokenizer, load
 from alpage.ops import AttentionSpec, Backend, KvPool, backends, select
@@ -105,13 +105,6 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
-    if kind not in _KV_SHARE or (number and not number.isdigit()):
-        raise InvalidValue(
-            field="device",
-            value=name,
-            limit='must be "auto", "cpu", "cuda" or "cuda:N"',
-            remedy="Choose one of these",
-        )
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise Unsupported(
             field="device",
@@ -130,13 +123,6 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
             else has_bf16_compute(cpu_features())
         )
         return torch.bfloat16 if is_fast else torch.float32
-    if name not in _DTYPES:
-        raise InvalidValue(
-            field="dtype",
-            value=name,
-            limit='must be "auto" or one of ' + ", ".join(_DTYPES),
-            remedy="Choose one of these",
-        )
     return _DTYPES[name]
 
 

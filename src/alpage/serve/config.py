@@ -1,9 +1,13 @@
 """Config: what a user can decide about an engine."""
 
+import re
 from dataclasses import dataclass
 from typing import final
 
 from alpage.errors import InvalidValue
+from alpage.units import parse_bytes
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 @final
@@ -43,6 +47,24 @@ class EngineConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InvalidValue(
+                field="dtype",
+                value=self.dtype,
+                limit="must be one of " + ", ".join(DTYPES),
+                remedy="Choose one of these",
+            )
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise InvalidValue(
+                field="device",
+                value=self.device,
+                limit='must be "auto", "cpu", "cuda" or "cuda:N"',
+                remedy="Choose one of these",
+            )
+        if self.kv_memory is not None:
+            parse_bytes(self.kv_memory, field="kv_memory")
+        if self.swap_memory not in (None, 0):
+            parse_bytes(self.swap_memory, field="swap_memory")
         _at_least("page_size", self.page_size, 8, multiple=8)
         _at_least("max_num_seqs", self.max_num_seqs, 1)
         if self.max_model_len is not None:

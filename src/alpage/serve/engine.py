@@ -28,6 +28,10 @@ def _unobserved(_: Batch) -> None:
     """Nobody looks at the step."""
 
 
+# Bounds how many later requests can overtake one.
+MAX_PRIORITY = 1000
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -104,7 +108,8 @@ class Engine:
             params: how to go on from them.
             prompt: their text, for the output.
             request_id: a name that no unfinished request has; None makes one.
-            priority: the lower, the sooner it is served; each level lets 1,000 later requests pass.
+            priority: from -1,000 to 1,000; the lower, the sooner it is served: each level lets
+                1,000 later requests pass.
             salt: only requests of equal salt share cached prefixes.
 
         Raises:
@@ -122,6 +127,7 @@ class Engine:
                 remedy="Choose another, or leave it out",
             )
         self._check_tokens(prompt_tokens, params)
+        _check_priority(priority)
         ending = self._ending(prompt_tokens, params)
         group = Group(
             request_id=request_id,
@@ -282,3 +288,14 @@ class Engine:
                 limit=f"cannot hold this request, which may need {num_needed} pages",
                 remedy="Raise kv_memory, lower max_tokens, or ask for fewer continuations",
             )
+
+
+def _check_priority(priority: object) -> None:
+    is_whole = isinstance(priority, int) and not isinstance(priority, bool)
+    if not is_whole or abs(priority) > MAX_PRIORITY:  # type: ignore[arg-type]
+        raise InvalidValue(
+            field="priority",
+            value=priority,
+            limit=f"must be a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}",
+            remedy="Choose one of these; lower is sooner",
+        )

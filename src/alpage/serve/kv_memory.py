@@ -3,11 +3,12 @@
 Everything here keeps two promises: a page that two sequences hold is never written (copy-on-write),
 and a page is not reused before the moves of the step that reads it have run. Moves are collected
 while a step is scheduled; the runner makes them in the order out to the host, in from the host,
-copies. That order is right because the scheduler never sheds a sequence that has grown in the same
-step.
+copies. That order is right because the scheduler never sheds a sequence that has grown or come back
+in the same step.
 """
 
-from collections.abc import Iterable, Sequence as Seq
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import final
 
@@ -81,7 +82,10 @@ class KvMemory:
         return -(-num_tokens // self.pool.page_size)
 
     def take_moves(self) -> tuple[tuple[Move, ...], tuple[Move, ...], tuple[Move, ...]]:
-        """Return the moves (out, in, copies) since the last call; what they read may be reused from now on."""
+        """Return the moves (out, in, copies) since the last call.
+
+        The pages that they read may be reused from now on.
+        """
         moves = (tuple(self._out), tuple(self._in), tuple(self._copies))
         self.num_swapped_pages += len(self._out)
         self.pool.release(self._pinned)
@@ -100,7 +104,10 @@ class KvMemory:
         return max(0, num_total - len(sequence.table)) + self._must_copy(sequence)
 
     def grow(self, sequence: Sequence, num_tokens: int) -> None:
-        """Make the places of the next `num_tokens` tokens the sequence's own. The pages must be free."""
+        """Make the places of the next `num_tokens` tokens the sequence's own.
+
+        The pages that it takes must be free.
+        """
         if self._must_copy(sequence):
             entry = sequence.num_computed // self.pool.page_size
             source, target = sequence.table[entry], self.pool.allocate()
@@ -114,7 +121,7 @@ class KvMemory:
         self._written.update(sequence.table[sequence.num_computed // self.pool.page_size :])
 
     def computed(self, sequence: Sequence, num_tokens: int, salt: str) -> None:
-        """Note that `num_tokens` more tokens have been written; index the pages that became full."""
+        """Note that `num_tokens` more tokens are written; index the pages that became full."""
         sequence.num_computed += num_tokens
         size = self.pool.page_size
         for entry in range(len(sequence.digests), sequence.num_computed // size):
@@ -144,7 +151,8 @@ class KvMemory:
         size = self.pool.page_size
         entry = sequence.num_computed // size
         tail = sequence.tokens[entry * size : sequence.num_computed]
-        if tail and len(sequence.digests) == entry:
+        is_own = not self._must_copy(sequence)
+        if tail and is_own and len(sequence.digests) == entry:
             self.pool.register(sequence.table[entry], self._parent(sequence, salt), tail)
         self.release(sequence)
 
@@ -165,6 +173,7 @@ class KvMemory:
             keep -= 1
         if keep == len(sequence.table):
             return
+        assert self._written.isdisjoint(sequence.table[keep:]), "shed in the step that filled it"
         num_kept_tokens = keep * self.pool.page_size
         if sequence.num_computed > num_kept_tokens:
             self._swap_or_drop(sequence, keep)
@@ -176,7 +185,7 @@ class KvMemory:
         self._truncate(sequence, 0)
 
     def _swap_or_drop(self, sequence: Sequence, keep: int) -> None:
-        """Choose, for the computed pages from entry `keep` on, between host memory and recomputing."""
+        """Choose for the computed pages from entry `keep` on: to the host, or computed again."""
         pages = sequence.table[keep : self.num_pages(sequence.num_computed)]
         num_tokens = sequence.num_computed - keep * self.pool.page_size
         swap_s = len(pages) * self._cost.swap_s_per_page
@@ -218,11 +227,16 @@ class KvMemory:
 
     # -- the way back ------------------------------------------------------------------------------
 
-    def adopt_cached(self, sequence: Sequence, salt: str) -> None:
-        """Take what the prefix cache holds of the sequence's tokens behind those it has."""
+    def adopt_cached(self, sequence: Sequence, salt: str, *, has_tail: bool) -> None:
+        """Take what the prefix cache holds of the sequence's tokens behind those it has.
+
+        With `has_tail` also a page that is used in part: it costs a page more, for the copy.
+        """
         limit = sequence.host_start if sequence.host_pages else len(sequence.tokens) - 1
         prefix = self.pool.match(sequence.tokens, limit, salt)
-        self._adopt(sequence, prefix.pages, prefix.digests, prefix.num_tokens)
+        num_full = len(prefix.digests) * self.pool.page_size
+        num_tokens = prefix.num_tokens if has_tail else num_full
+        self._adopt(sequence, prefix.pages, prefix.digests, num_tokens)
 
     def adopt_shared(self, sequence: Sequence, sibling: Sequence) -> None:
         """Take what a sibling holds of the sequence's tokens behind those it has."""
@@ -239,6 +253,7 @@ class KvMemory:
             ]
             self._host_read += sequence.host_pages
             sequence.host_pages = []
+            self._written.update(pages)
             sequence.table += pages
             sequence.num_computed += sequence.num_swapped
             sequence.num_swapped = 0
@@ -247,17 +262,19 @@ class KvMemory:
     def _adopt(
         self, sequence: Sequence, pages: Seq[int], digests: Seq[bytes], num_tokens: int
     ) -> None:
-        """Let pages that hold the sequence's first `num_tokens` tokens take the place of its table.
+        """Go on with `pages`, which hold the sequence's first `num_tokens` tokens, behind its own.
 
-        A partly used page will be copied before the step computes anything, so it cannot be one
-        that this very step fills; full pages can.
+        Full pages that it has stay: its siblings may share them. A partly used page will be copied
+        before the step computes anything, so it cannot be one that this very step fills; full
+        pages can.
         """
         size = self.pool.page_size
         if num_tokens % size and pages[num_tokens // size] in self._written:
             num_tokens -= num_tokens % size
         if num_tokens <= sequence.num_computed:
             return
-        adopted = list(pages[: self.num_pages(num_tokens)])
+        num_kept = sequence.num_computed // size
+        adopted = [*sequence.table[:num_kept], *pages[num_kept : self.num_pages(num_tokens)]]
         for page in adopted:
             self.pool.share(page)
         self._release(reversed(sequence.table))
@@ -269,7 +286,7 @@ class KvMemory:
     # -- figures -----------------------------------------------------------------------------------
 
     def usage(self, sequences: Iterable[Sequence]) -> KvUsage:
-        """How full the held pages are and how much sharing saves, given all sequences that hold pages."""
+        """How full the held pages are and how much sharing saves, given all that hold pages."""
         size = self.pool.page_size
         held: dict[int, int] = {}
         num_entries = 0

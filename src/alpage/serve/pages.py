@@ -141,7 +141,7 @@ class PagePool:
         return self._digest(b"", salt.encode())
 
     def match(self, tokens: Sequence[int], limit: int, salt: str = "") -> Prefix:
-        """Find the longest cached prefix of `tokens`, at most `limit` tokens of it. Takes no reference."""
+        """Find the longest cached prefix of `tokens`, at most `limit` tokens; take no reference."""
         if not self._has_prefix_cache:
             return Prefix((), (), 0)
         pages: list[int] = []

@@ -68,14 +68,13 @@ def _draw(
     logits_RV: Tensor, drawing: Sequence[int], rows: Sequence[Row], slots: Slots
 ) -> dict[int, list[int]]:
     """Return the tokens of each drawing row; a prompt's row draws for all continuations."""
-    row_D = np.array([r for r in drawing for _ in range(rows[r].num_draws)])
+    row_D, index_D = np.array(
+        [(r, rows[r].index + draw) for r in drawing for draw in range(rows[r].num_draws)]
+    ).T
     slot_D = np.array([rows[r].slot for r in row_D])
-    first_index_D = np.array([draw for r in drawing for draw in range(rows[r].num_draws)])
     position_D = np.array([rows[r].context for r in row_D])
     uniform_D = sampling.uniform(
-        slots.seed_N[slot_D],
-        slots.index_N[slot_D] + first_index_D.astype(np.uint64),
-        position_D.astype(np.uint64),
+        slots.seed_N[slot_D], index_D.astype(np.uint64), position_D.astype(np.uint64)
     )
     device = logits_RV.device
 

@@ -15,7 +15,8 @@ all sequences of a group are preempted together, here as few pages as are needed
 """
 
 import bisect
-from collections.abc import Iterable, Sequence as Seq
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import final
 
@@ -30,21 +31,23 @@ PATIENCE = 1000
 @final
 @dataclass(slots=True)
 class _Step:
-    """The step being put together: what is left of the budget, and what has been taken from it."""
+    """The step being put together: what is left of the budget, and what has been taken from it.
+
+    Attributes:
+        budget: tokens that may still be computed.
+        ready: slots of running sequences that miss one token and have not had their turn; whatever
+            comes before them, one token each is left for them.
+    """
 
     budget: int
-    num_single: (
-        int  # running sequences that miss one token and are still to be served: they go first
-    )
+    ready: set[int]
     has_preempted: bool = False
     rows: list[Row] = field(default_factory=list)
 
-    def num_tokens_for(self, num_wanted: int) -> int:
-        """Tokens that a sequence may compute: one always, more only from what single tokens leave."""
-        if num_wanted == 1:
-            self.num_single -= 1
-            return min(1, self.budget)
-        return max(0, min(num_wanted, self.budget - max(0, self.num_single)))
+    @property
+    def num_spare(self) -> int:
+        """Tokens of the budget that are not kept for anybody."""
+        return self.budget - len(self.ready)
 
 
 @final
@@ -81,17 +84,16 @@ class Scheduler:
         return len(self._admitted)
 
     def add(self, group: Group) -> None:
-        """Queue a request. The caller has checked that it fits (`Group.num_pages_at_most`, slots)."""
+        """Queue a request; the caller has checked that its pages and slots exist."""
         bisect.insort(self._queue, group, key=_key)
 
     def finish(self, group: Group) -> None:
         """Take everything from a request that is done or aborted, in whatever state it is."""
         for sequence in group.sequences:
             self._end(group, sequence)
-        self._free_slots += [*group.slots, *(s.slot for s in group.sequences)]
-        slots = {*group.slots, *(s.slot for s in group.sequences)}
+        slots = [*group.slots, *(sequence.slot for sequence in group.sequences)]
+        self._free_slots += slots
         self._forked = [fork for fork in self._forked if fork.slot not in slots]
-        self._opened = [opened for opened in self._opened if opened.slot not in slots]
         group.sequences, group.slots = [], []
         if group in self._admitted:
             self._admitted.remove(group)
@@ -119,9 +121,7 @@ class Scheduler:
             evolved.append(child.parent if is_first else self._fork(group, child))
         for sequence, child in zip(evolved, children, strict=True):
             sequence.tokens.append(child.token)
-            if sequence.index != child.index:
-                sequence.index = child.index
-                self._forked.append(Forked(sequence.slot, sequence.slot, child.index))
+            sequence.index = child.index
         group.has_forked = True
         return evolved
 
@@ -139,13 +139,12 @@ class Scheduler:
         """
         step = self._begin()
         for group in list(self._admitted):
-            self._resume(group, step)
-            self._extend(group, step)
+            self._serve(group, step)
         while self._queue:
             group = self._queue[0]
             if not self._admit(group, step):
                 break
-            self._extend(group, step)
+            self._serve(group, step)
         swapped_out, swapped_in, copied = self.memory.take_moves()
         batch = Batch(
             forked=tuple(self._forked),
@@ -160,43 +159,44 @@ class Scheduler:
 
     def _begin(self) -> _Step:
         running = (s for group in self._admitted for s in group.sequences if s.is_running)
-        return _Step(self._max_num_batched_tokens, sum(s.num_missing == 1 for s in running))
+        return _Step(self._max_num_batched_tokens, {s.slot for s in running if s.num_missing == 1})
 
-    def _extend(self, group: Group, step: _Step) -> None:
+    def _serve(self, group: Group, step: _Step) -> None:
         """Compute what the budget and the pages allow of the group's missing tokens."""
         if not (group.is_lockstep and group.has_forked):
             for sequence in group.sequences:
+                self._resume(group, sequence, step)
                 self._compute(group, sequence, step, sequence.num_missing)
-        elif not group.is_in_step:
+            return
+        for sequence in group.sequences:
+            self._resume(group, sequence, step)
+            step.ready.discard(sequence.slot)
+        if not group.is_in_step:
             for sequence in group.sequences:
                 self._compute(group, sequence, step, sequence.num_missing - 1)
-        elif len(group.sequences) <= step.budget:
-            if all(self._reserve(group, sequence, step, 1) for sequence in group.sequences):
-                for sequence in group.sequences:
-                    self._compute(group, sequence, step, 1)
+        elif len(group.sequences) <= step.num_spare and all(
+            self._reserve(group, sequence, step, 1) for sequence in group.sequences
+        ):
+            for sequence in group.sequences:
+                self._compute(group, sequence, step, 1)
 
     def _compute(self, group: Group, sequence: Sequence, step: _Step, num_wanted: int) -> None:
         if not sequence.is_running or num_wanted == 0:
             return
-        start = sequence.num_computed
-        is_scored = start < group.num_scored_tokens
-        if is_scored:
-            num_wanted = min(num_wanted, group.num_scored_tokens - start)
-        num_tokens = step.num_tokens_for(num_wanted)
+        step.ready.discard(sequence.slot)
+        num_tokens = min(num_wanted, step.num_spare)
         if num_tokens == 0 or not self._reserve(group, sequence, step, num_tokens):
             return
-        end = start + num_tokens
+        start, end = sequence.num_computed, sequence.num_computed + num_tokens
         is_complete = end == len(sequence.tokens)
         can_draw_all = not group.has_forked and not group.is_lockstep
-        targets: tuple[int, ...] = ()
-        if group.wants_prompt_logprobs and not is_scored:
-            targets = group.prompt_tokens[start + 1 : end + 1]
-            group.num_scored_tokens = min(end, len(group.prompt_tokens))
+        targets = group.prompt_tokens[start + 1 : end + 1] if group.wants_prompt_logprobs else ()
         step.budget -= num_tokens
         step.rows.append(
             Row(
                 request_id=group.request_id,
                 slot=sequence.slot,
+                index=sequence.index,
                 start=start,
                 tokens=tuple(sequence.tokens[start:end]),
                 page_start=sequence.num_sent_pages,
@@ -211,18 +211,16 @@ class Scheduler:
     # -- admission ---------------------------------------------------------------------------------
 
     def _admit(self, group: Group, step: _Step) -> bool:
-        """Let the first request of the queue in, if it has slots, budget and pages for its whole prompt."""
+        """Let the first of the queue in, if slots, budget and pages suffice for its prompt."""
         is_behind = step.has_preempted or any(
             not s.is_running for other in self._admitted for s in other.sequences
         )
-        has_room = step.budget > max(0, step.num_single) and group.num_sequences <= len(
-            self._free_slots
-        )
+        has_room = step.num_spare > 0 and group.num_sequences <= len(self._free_slots)
         if is_behind or not has_room:
             return False
         sequence = Sequence(index=0, slot=self._free_slots[-1], tokens=list(group.prompt_tokens))
         if not group.wants_prompt_logprobs:
-            self.memory.adopt_cached(sequence, group.salt)
+            self.memory.adopt_cached(sequence, group.salt, has_tail=True)
         if not self._fits(sequence):
             self.memory.release(sequence)
             return False
@@ -235,33 +233,31 @@ class Scheduler:
         bisect.insort(self._admitted, group, key=_key)
         return True
 
-    def _resume(self, group: Group, step: _Step) -> None:
-        """Bring back the group's preempted sequences, in order, as far as there is room.
+    def _resume(self, group: Group, sequence: Sequence, step: _Step) -> None:
+        """Bring a preempted sequence back if there is room for it.
 
         The first group takes the room it needs; the others wait until there is some. A sibling
         waits until the leader has what both share.
         """
-        for sequence in group.sequences:
-            if sequence.is_running:
-                continue
-            if sequence is not group.leader:
-                if not group.leader.is_running or group.leader.num_missing > 1:
-                    return
-                self.memory.adopt_shared(sequence, group.leader)
-            if group is self._admitted[0]:
-                need = self.memory.num_pages_to_grow(sequence, sequence.num_missing)
-                has_room = self._make_room(group, sequence, step, need)
-            else:
-                has_room = not step.has_preempted and self._fits(sequence)
-            if not has_room:
+        if sequence.is_running:
+            return
+        if sequence is not group.leader:
+            if not group.leader.is_running or group.leader.num_missing > 1:
                 return
+            self.memory.adopt_shared(sequence, group.leader)
+        if group is self._admitted[0]:
+            need = self.memory.num_pages_to_grow(sequence, sequence.num_missing)
+            has_room = self._make_room(group, sequence, step, need)
+        else:
+            has_room = not step.has_preempted and self._fits(sequence)
+        if has_room:
             if not group.wants_prompt_logprobs:
-                self.memory.adopt_cached(sequence, group.salt)
+                self.memory.adopt_cached(sequence, group.salt, has_tail=False)
             self.memory.swap_in(sequence)
             sequence.is_running = True
 
     def _fits(self, sequence: Sequence) -> bool:
-        """Whether all known tokens of a sequence fit, beside all that the running ones will need next."""
+        """Whether all tokens of a sequence fit, beside what the running ones will need next."""
         running = (s for group in self._admitted for s in group.sequences if s.is_running)
         owed = sum(self.memory.num_pages(len(s.tokens) + 1) - len(s.table) for s in running)
         need = self.memory.num_pages_to_grow(sequence, sequence.num_missing)
@@ -307,7 +303,7 @@ class Scheduler:
         return False
 
     def _end(self, group: Group, sequence: Sequence) -> None:
-        """Take everything from a sequence that is done. What beams leave behind is not worth caching."""
+        """Take everything from a sequence that is done. Tails of beams are not worth caching."""
         if group.is_lockstep:
             self.memory.release(sequence)
         else:
@@ -318,7 +314,7 @@ class Scheduler:
         sequence = Sequence(index=child.index, slot=slot, tokens=list(child.parent.tokens))
         self.memory.fork(child.parent, sequence)
         group.sequences.append(sequence)
-        self._forked.append(Forked(child.parent.slot, slot, child.index))
+        self._forked.append(Forked(child.parent.slot, slot))
         return sequence
 
 

@@ -59,7 +59,6 @@ class Group:
         salt: only requests of equal salt share pages.
         slots: rows taken and not in use.
         num_cached_tokens: prompt tokens that were found in the prefix cache.
-        num_scored_tokens: prompt tokens that rows with `prompt_targets` have covered.
     """
 
     request_id: str
@@ -73,7 +72,6 @@ class Group:
     sequences: list[Sequence] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     num_cached_tokens: int = 0
-    num_scored_tokens: int = 0
     has_forked: bool = False
 
     @property

@@ -68,7 +68,7 @@ def size(
     if num_tokens < config.page_size:
         raise OutOfMemory(
             field="kv_memory",
-            value=held,
+            value=held if config.kv_memory is None else config.kv_memory,
             limit=f"cannot hold one request: a page of {config.page_size} tokens takes "
             f"{format_bytes(page_bytes)}, and two are the least",
             remedy=f"Give kv_memory of {format_bytes(max(2 * page_bytes, MiB))} or more",

@@ -51,7 +51,6 @@ class Slots:
         )
         self.token_NC: NDArray[np.int32] = np.zeros((num_slots, max_positions), np.int32)
         self.num_prompt_tokens_N: NDArray[np.int64] = np.zeros(num_slots, np.int64)
-        self.index_N: NDArray[np.uint64] = np.zeros(num_slots, np.uint64)
         self.seed_N: NDArray[np.uint64] = np.zeros(num_slots, np.uint64)
         self.temperature_N: NDArray[np.float32] = np.zeros(num_slots, np.float32)
         self.top_k_N: NDArray[np.int64] = np.zeros(num_slots, np.int64)
@@ -65,7 +64,6 @@ class Slots:
         """Take in what a step says is new, in the step's order."""
         for fork in batch.forked:
             self._fork(fork.source, fork.slot)
-            self.index_N[fork.slot] = fork.index
         for opened in batch.opened:
             self._open(opened.slot, opened.tokens, rules[opened.request_id])
         for row in batch.rows:
@@ -90,7 +88,6 @@ class Slots:
     def _open(self, slot: int, tokens: tuple[int, ...], rule: DrawRule) -> None:
         self.token_NC[slot, : len(tokens)] = tokens
         self.num_prompt_tokens_N[slot] = len(tokens)
-        self.index_N[slot] = 0
         self.seed_N[slot] = rule.seed
         self.rules[slot] = rule
         params = rule.params

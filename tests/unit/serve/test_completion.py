@@ -1,8 +1,9 @@
-from hypothesis import given, strategies as st
-from test_detokenize import Bytes
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alpage.serve.completion import Completion, Ending
 from alpage.serve.params import SamplingParams
+from test_detokenize import Bytes
 
 EOS = 256
 

@@ -1,5 +1,6 @@
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alpage.serve.detokenize import Detokenizer
 
@@ -8,7 +9,9 @@ class Bytes:
     """A tokenizer whose tokens are bytes; 256 is a special token."""
 
     def decode(self, ids, *, skip_special_tokens=True):
-        text = b"".join(bytes([i]) if i < 256 else b"" if skip_special_tokens else b"<end>" for i in ids)
+        text = b"".join(
+            bytes([i]) if i < 256 else b"" if skip_special_tokens else b"<end>" for i in ids
+        )
         return text.decode("utf-8", errors="replace")
 
 
@@ -32,7 +35,7 @@ def test_any_bytes_come_out_as_one_decode_would(data):
     detokenizer = Detokenizer(Bytes(), skip_special_tokens=True)
     pieces = [detokenizer.push([byte]) for byte in data]
     joined = "".join(pieces) + detokenizer.flush()
-    # How many replacement characters broken bytes make may differ at the seams; what is whole may not.
+    # Broken bytes may make another number of replacement characters; what is whole stays whole.
     assert joined.replace("\ufffd", "") == data.decode(errors="replace").replace("\ufffd", "")
 
 
