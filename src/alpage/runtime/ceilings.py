@@ -1,0 +1,70 @@
+"""Ceilings: how fast a device multiplies matrices and reads memory at best, measured.
+
+These are the two roofs of the roofline model (Williams et al. 2009, CACM 52(4)).
+
+Dims: M, K, N of a matrix product.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+
+from alpage.units import MiB
+
+# Large enough that launch and packing do not count, small enough for several repeats a second.
+_MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
+# Far above any cache: those of today's GPUs are below 100 MiB, those of a CPU socket below 400.
+_BUFFER_BYTES = {"cpu": 512 * MiB, "cuda": 1024 * MiB}
+_BUDGET_S = 0.5
+_MIN_REPEATS = 3
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceilings:
+    """The best that a device reached.
+
+    Attributes:
+        matmul_flops_per_s: in one matrix product; a multiplication and an addition are two.
+        memory_bytes_per_s: reading a buffer once.
+    """
+
+    matmul_flops_per_s: float
+    memory_bytes_per_s: float
+
+
+@torch.inference_mode()
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Return the best of what about a second shows, with as many threads as PyTorch uses."""
+    size = _MATRIX_SIZE[device.type]
+    x_MK = torch.randn(size, size, device=device).to(dtype)
+    w_NK = torch.randn(size, size, device=device).to(dtype)
+    product_s = _least_s(lambda: F.linear(x_MK, w_NK), device)
+    # A sum is bound by memory on every device, and PyTorch splits it over all threads.
+    buffer = torch.ones(_BUFFER_BYTES[device.type] // torch.float32.itemsize, device=device)
+    read_s = _least_s(buffer.sum, device)
+    return Ceilings(
+        matmul_flops_per_s=2 * size**3 / product_s,
+        memory_bytes_per_s=buffer.nbytes / read_s,
+    )
+
+
+def _least_s(work: Callable[[], object], device: torch.device) -> float:
+    """Return the shortest time that `work` took, after one run to warm up."""
+    _timed_s(work, device)
+    times_s: list[float] = []
+    while len(times_s) < _MIN_REPEATS or sum(times_s) < _BUDGET_S:
+        times_s.append(_timed_s(work, device))
+    return min(times_s)
+
+
+def _timed_s(work: Callable[[], object], device: torch.device) -> float:
+    start_s = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start_s

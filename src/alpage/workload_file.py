@@ -1,0 +1,107 @@
+"""Workload file: the requests of a benchmark, one JSON object a line.
+
+::
+
+    {"prompt": [3, 14, 15], "output_tokens": 64}
+    {"prompt": "Once upon a time", "output_tokens": 64, "n": 4, "arrival_s": 1.5}
+    {"prompt_tokens": 128, "output_tokens": 64, "beam_width": 4}
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, final
+
+import msgspec
+from msgspec import Meta
+
+from alpage.errors import InvalidValue
+
+# How msgspec ends the message about a value, and how it names a missing or an unknown field.
+_PLACE = re.compile(r" - at `\$\.?(?P<path>.*)`$")
+_FIELD = re.compile(r" field `(?P<path>.*)`$")
+
+_Text = Annotated[str, Meta(min_length=1)]
+_TokenIds = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)]
+_Count = Annotated[int, Meta(ge=1)]
+
+
+@final
+class RequestSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One request of a workload.
+
+    Attributes:
+        prompt: text or token ids; None: `prompt_tokens` says how many random ids.
+        prompt_tokens: length of a prompt of random ids; None where there is a `prompt`.
+        output_tokens: tokens that every continuation outputs, exactly: ends of text are ignored.
+        n: continuations that are sampled; one is taken greedily.
+        beam_width: hypotheses of a beam search; None samples.
+        arrival_s: seconds after the start at which it arrives.
+    """
+
+    output_tokens: _Count
+    prompt: _TokenIds | _Text | None = None
+    prompt_tokens: _Count | None = None
+    n: _Count = 1
+    beam_width: _Count | None = None
+    arrival_s: Annotated[float, Meta(ge=0)] = 0.0
+
+    @property
+    def num_continuations(self) -> int:
+        """Continuations that it returns."""
+        return self.n if self.beam_width is None else self.beam_width
+
+
+def load_workload(path: Path) -> list[RequestSpec]:
+    """Return the requests of a file; the first is on line 1, and no line is left out.
+
+    Raises:
+        InvalidValue: the file cannot be read, or a line is no request; line and field are named.
+    """
+    try:
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    except OSError as error:
+        raise InvalidValue(
+            field="workload",
+            value=str(path),
+            limit=f"cannot be read: {error.strerror}",
+            remedy="Give a file with one JSON object a line",
+        ) from error
+    return [_parse(line, number) for number, line in enumerate(lines, start=1)]
+
+
+def line_field(number: int, field: str) -> str:
+    """Return how errors name a field of a line."""
+    return f"workload line {number}: {field}" if field else f"workload line {number}"
+
+
+def _parse(line: bytes, number: int) -> RequestSpec:
+    try:
+        record = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _refusal(number, "", line, f"is not valid JSON: {error}") from error
+    try:
+        spec = msgspec.convert(record, RequestSpec)
+    except msgspec.ValidationError as error:
+        place = _PLACE.search(str(error)) or _FIELD.search(str(error))
+        field = place["path"] if place else ""
+        reason = _PLACE.sub("", str(error))
+        raise _refusal(number, field, _value_at(record, field), reason) from error
+    if (spec.prompt is None) == (spec.prompt_tokens is None):
+        raise _refusal(number, "prompt, prompt_tokens", record, "exactly one of them must be given")
+    if spec.n > 1 and spec.beam_width is not None:
+        raise _refusal(number, "n, beam_width", record, "at most one of them may be given")
+    return spec
+
+
+def _value_at(record: Any, field: str) -> Any:
+    """Return the value of the top-level field that a path such as "prompt[...]" begins with."""
+    return record.get(field.partition("[")[0], record) if isinstance(record, dict) else record
+
+
+def _refusal(number: int, field: str, value: object, limit: str) -> InvalidValue:
+    return InvalidValue(
+        field=line_field(number, field),
+        value=value,
+        limit=limit,
+        remedy="Correct the line",
+    )
