@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from alpage.serve.llm import LLM
     from alpage.serve.outputs import CompletionOutput, RequestOutput, StreamChunk
     from alpage.serve.params import BeamSearchParams, SamplingParams
+    from alpage.version import __version__ as __version__
 
 __all__ = [
     "LLM",
@@ -30,5 +31,6 @@ __getattr__ = lazy_names(
         "RequestOutput": "serve.outputs",
         "SamplingParams": "serve.params",
         "StreamChunk": "serve.outputs",
+        "__version__": "version",
     },
 )

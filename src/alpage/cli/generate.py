@@ -1,0 +1,149 @@
+"""Generate: `alpage generate`, one prompt continued."""
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alpage.cli.answer import answer
+from alpage.cli.loading import load_llm
+from alpage.cli.options import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    DtypeOption,
+    KvMemoryOption,
+    ModelArgument,
+    SeedOption,
+    TemperatureOption,
+)
+from alpage.cli.stdin import read_text
+from alpage.cli.terminal import print_note, print_text, working
+from alpage.cli.timings import first_token_from_start_s, timings_line, timings_of
+from alpage.errors import InvalidValue
+from alpage.serve import BeamSearchParams, SamplingParams
+
+if TYPE_CHECKING:
+    from alpage.serve import RequestOutput
+
+_DEFAULT_MAX_TOKENS = 256
+
+
+def generate(  # noqa: PLR0913 - options of a command
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="Text; - takes stdin, less its last newline.")
+    ],
+    model: ModelArgument = DEFAULT_MODEL,
+    is_chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Answer the prompt, by the model's chat template."),
+    ] = False,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens at most.", show_default=f"{_DEFAULT_MAX_TOKENS}, or what fits"),
+    ] = None,
+    temperature: TemperatureOption = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw among the likeliest tokens of this probability together.")
+    ] = 1.0,
+    top_k: Annotated[
+        int, typer.Option(help="Draw among this many of the likeliest tokens; 0: among all.")
+    ] = 0,
+    seed: SeedOption = None,
+    n: Annotated[int, typer.Option(help="Continuations.")] = 1,
+    beam_width: Annotated[
+        int | None, typer.Option(help="Search for the likeliest text with this many beams.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text to stop before; may be given several times.")
+    ] = None,
+    is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    kv_memory: KvMemoryOption = None,
+) -> None:
+    """Continue a prompt and print the text as it comes."""
+    sampling = SamplingParams(
+        n=n,
+        max_tokens=_DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    params = _drawn(sampling) if beam_width is None else _searched(sampling, beam_width)
+    text = read_text() if prompt == "-" else prompt
+    llm = load_llm(model, dtype=dtype, device=device, kv_memory=kv_memory)
+    if is_chat:
+        tokens = llm.encode_chat([{"role": "user", "content": text}])
+    else:
+        tokens = llm.tokenizer.encode(text, add_special_tokens=True)
+    if max_tokens is None:
+        num_left = llm.engine.limits.max_model_len - len(tokens)
+        fitting = max(1, min(_DEFAULT_MAX_TOKENS, num_left))
+        params = dataclasses.replace(params, max_tokens=fitting)
+    if is_json or n > 1 or beam_width is not None:
+        with working("generating"):
+            output = answer(llm, tokens, params, prompt=text)
+        if is_json:
+            print(json.dumps({"model": model} | _to_json(output)))
+            return
+        _print_continuations(output)
+    else:
+        output = answer(
+            llm, tokens, params, prompt=text, write=lambda piece: print_text(piece, end="")
+        )
+        print_text("")
+    from_start_s = first_token_from_start_s(output)
+    print_note(timings_line(timings_of(output), first_token_from_start_s=from_start_s))
+
+
+def _drawn(sampling: SamplingParams) -> SamplingParams:
+    if sampling.n > 1 and sampling.temperature == 0:
+        raise InvalidValue(
+            field="n",
+            value=sampling.n,
+            limit=f"would be {sampling.n} times the same text at temperature 0",
+            remedy="Give a temperature above 0, such as 0.8, or a beam width",
+        )
+    return sampling
+
+
+def _searched(sampling: SamplingParams, beam_width: int) -> BeamSearchParams:
+    n, max_tokens = sampling.n, sampling.max_tokens
+    if sampling != SamplingParams(n=n, max_tokens=max_tokens, temperature=0.0):
+        raise typer.BadParameter(
+            "beam search draws nothing and knows no stop texts: leave out "
+            "--temperature, --top-p, --top-k, --seed and --stop",
+            param_hint="--beam-width",
+        )
+    return BeamSearchParams(beam_width=beam_width, n=n, max_tokens=max_tokens)
+
+
+def _to_json(output: "RequestOutput") -> dict[str, object]:
+    timings = dataclasses.asdict(timings_of(output))
+    return {
+        "prompt": output.prompt,
+        "prompt_token_ids": list(output.prompt_token_ids),
+        "outputs": [
+            {
+                "index": completion.index,
+                "text": completion.text,
+                "token_ids": list(completion.token_ids),
+                "finish_reason": completion.finish_reason,
+                "stop_reason": completion.stop_reason,
+                "score": completion.score,
+            }
+            for completion in output.outputs
+        ],
+        "timings": timings | {"first_token_from_start_s": first_token_from_start_s(output)},
+    }
+
+
+def _print_continuations(output: "RequestOutput") -> None:
+    num_outputs = len(output.outputs)
+    for number, completion in enumerate(output.outputs, start=1):
+        if num_outputs > 1:
+            print_text(f"=== {number} of {num_outputs} ===")
+        print_text(completion.text)

@@ -1,0 +1,27 @@
+"""Options: what commands that run a model have in common."""
+
+from typing import Annotated, TypeAlias
+
+import typer
+
+DEFAULT_MODEL = "smollm2-135m"
+
+ModelArgument: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A short name (see: alpage models), a model directory or a .gguf file.",
+    ),
+]
+TemperatureOption: TypeAlias = Annotated[
+    float, typer.Option(help="0 takes the likeliest tokens: the same text every time.")
+]
+SeedOption: TypeAlias = Annotated[
+    int | None, typer.Option(help="Same seed, same text.", show_default="random")
+]
+DtypeOption: TypeAlias = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")]
+DeviceOption: TypeAlias = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+KvMemoryOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Memory for keys and values, such as 2GiB.", show_default="what is free"),
+]

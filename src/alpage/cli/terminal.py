@@ -1,0 +1,63 @@
+"""Terminal: what people are told beside the results, on stderr.
+
+Rich is imported where it is used: without a terminal, nobody waits for it.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from alpage.errors import AlpageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Control characters of a model's text, shown instead of obeyed: U+2400 and onwards picture them.
+_PICTURES = (
+    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
+    | {0x7F: 0x2421}
+    | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+)
+
+
+def print_error(error: AlpageError) -> None:
+    """Print an error as one line, red on a terminal."""
+    _print(_console(), f"error: {error}", style="red")
+
+
+def print_note(text: str) -> None:
+    """Print a line that is not about the results, dim on a terminal."""
+    _print(_console(), text, style="dim")
+
+
+@contextmanager
+def working(doing: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal that something goes on; the value prints lines meanwhile.
+
+    Args:
+        doing: what goes on, such as "loading smollm2-135m".
+    """
+    if not sys.stderr.isatty():
+        yield lambda line: print(line, file=sys.stderr)
+        return
+    console = _console()
+    with console.status(doing):
+        yield lambda line: _print(console, line)
+
+
+def print_text(text: str, end: str = "\n") -> None:
+    """Print a model's text to stdout at once; a terminal gets no control characters from it."""
+    print(text.translate(_PICTURES) if sys.stdout.isatty() else text, end=end, flush=True)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _print(console: "Console", line: str, style: str | None = None) -> None:
+    # Nothing in the line is markup, and terminals wrap better than we do.
+    one_line = " ".join(line.splitlines())
+    console.print(one_line, style=style, markup=False, highlight=False, soft_wrap=True)
