@@ -1,11 +1,10 @@
 """The house style that no linter checks: sizes, names, and constructs that are banned.
 
-Each rule reads a file's syntax tree and yields its offences. `test_rules_bite` shows that it can.
+Each rule yields offences; beside each stands a test which shows that it can.
 """
 
 import ast
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -28,11 +27,11 @@ FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def long_functions(tree: ast.Module) -> Iterator[str]:
-    """Functions that do not fit on a screen. A docstring is free."""
+    """Functions that do not fit on a screen. Signature and docstring are free."""
     for node in ast.walk(tree):
         if isinstance(node, FUNCTIONS):
-            first = node.body[0].end_lineno + 1 if ast.get_docstring(node) else node.lineno
-            num_lines = node.end_lineno - first + 1
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            num_lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
             if num_lines > MAX_FUNCTION_LINES:
                 yield f"{node.name} has {num_lines} lines"
 
@@ -60,11 +59,38 @@ def banned_constructs(tree: ast.Module) -> Iterator[str]:
                 yield _shown(node)
 
 
+def sizes_and_names(num_lines: Mapping[Path, int]) -> Iterator[str]:
+    """Files that hold more than one charter, or that have none; and a package that is too large."""
+    for path, count in num_lines.items():
+        if count > MAX_FILE_LINES:
+            yield f"{path} has {count} lines"
+        if path.stem in BANNED_NAMES:
+            yield f"{path} is named for no charter"
+    if sum(num_lines.values()) > MAX_PACKAGE_LINES:
+        yield f"the package has {sum(num_lines.values())} lines"
+
+
+def open_classes(trees: Iterable[ast.Module]) -> Iterator[str]:
+    """Classes that are not a protocol, the base of others, or final; bases with a base of ours."""
+    nodes = chain.from_iterable(map(ast.walk, trees))
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    ours = {node.name for node in classes}
+    ours_of = {node.name: {_name(base) for base in node.bases} & ours for node in classes}
+    extended = set(chain.from_iterable(ours_of.values()))
+    for node in classes:
+        if node.name in extended and ours_of[node.name]:
+            yield f"{node.name} is between its base and another class"
+        is_abstract = not {_name(base) for base in node.bases}.isdisjoint({"Protocol", "ABC"})
+        is_final = "final" in map(_name, node.decorator_list)
+        if not (node.name in extended or is_abstract or is_final):
+            yield f"{node.name} is neither abstract nor final"
+
+
 RULES = (long_functions, ambient_state, banned_constructs)
 
 OFFENCES = {
-    "long function": "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES,
-    "long method": "class A:\n    def f(self):\n" + "        x = 1\n" * MAX_FUNCTION_LINES,
+    "long function": "def f():\n" + "    x = 1\n" * (MAX_FUNCTION_LINES + 1),
+    "long method": "class A:\n    def f(self):\n" + "        x = 1\n" * (MAX_FUNCTION_LINES + 1),
     "global": "def f():\n    global x\n    x = 1",
     "module dict": "registry = {}",
     "module dict behind an if": "if True:\n    registry: dict[str, int] = dict()",
@@ -100,32 +126,37 @@ def test_file_keeps_the_rules(path):
     assert list(chain.from_iterable(rule(tree) for rule in RULES)) == []
 
 
+def test_size_and_name_rules_bite():
+    full = {Path(f"file{i}.py"): MAX_FILE_LINES for i in range(MAX_PACKAGE_LINES // MAX_FILE_LINES)}
+    assert list(sizes_and_names(full)) == []
+    assert len(list(sizes_and_names({Path("long.py"): MAX_FILE_LINES + 1}))) == 1
+    assert len(list(sizes_and_names({Path("serve/utils.py"): 1}))) == 1
+    assert len(list(sizes_and_names(full | {Path("straw.py"): 1}))) == 1
+
+
 def test_sizes_and_names():
     num_lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
-    assert [path for path in FILES if num_lines[path] > MAX_FILE_LINES] == []
-    assert sum(num_lines.values()) <= MAX_PACKAGE_LINES
-    assert [path for path in FILES if path.stem in BANNED_NAMES] == []
+    assert list(sizes_and_names(num_lines)) == []
+
+
+CLASSES = {
+    "open": ("class A: pass", 1),
+    "final": ("@final\nclass A: pass", 0),
+    "protocol": ("class A(Protocol[T]): pass", 0),
+    "one level": ("class A: pass\n@typing.final\nclass B(A): pass", 0),
+    "two levels": ("class A: pass\nclass B(A): pass\n@final\nclass C(B): pass", 1),
+    "base of another library": ("@final\nclass A(nn.Module): pass", 0),
+}
+
+
+@pytest.mark.parametrize(("source", "num_offences"), CLASSES.values(), ids=CLASSES)
+def test_class_rule_bites(source, num_offences):
+    assert len(list(open_classes([ast.parse(source)]))) == num_offences
 
 
 def test_classes_are_abstract_or_final():
-    """A class is a protocol, the base of others, or final; and no base has a base of ours."""
-    classes = [
-        node
-        for path in PYTHON_FILES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.ClassDef)
-    ]
-    ours = {node.name for node in classes}
-    bases = {node.name: {ast.unparse(base) for base in node.bases} & ours for node in classes}
-    is_base = Counter(chain.from_iterable(bases.values()))
-    assert [name for name in is_base if bases[name]] == [], "more than one level of inheritance"
-    assert [
-        node.name
-        for node in classes
-        if not is_base[node.name]
-        and not {ast.unparse(base) for base in node.bases} & {"Protocol", "ABC"}
-        and "final" not in {ast.unparse(decorator) for decorator in node.decorator_list}
-    ] == [], "neither abstract nor final"
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in PYTHON_FILES]
+    assert list(open_classes(trees)) == []
 
 
 def _run_at_import(node: ast.AST) -> Iterator[ast.AST]:
@@ -139,6 +170,13 @@ def _is_mutable(value: ast.expr | None) -> bool:
     if isinstance(value, ast.Call):
         return ast.unparse(value.func).rpartition(".")[2] in MUTABLE_TYPES
     return isinstance(value, MUTABLE_DISPLAYS)
+
+
+def _name(node: ast.expr) -> str:
+    """The last word of a dotted name, without what it is subscripted or called with."""
+    while isinstance(node, ast.Subscript | ast.Call):
+        node = node.value if isinstance(node, ast.Subscript) else node.func
+    return ast.unparse(node).rpartition(".")[2]
 
 
 def _shown(node: ast.AST) -> str:

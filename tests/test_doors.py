@@ -85,6 +85,13 @@ def test_names_are_what_the_type_checker_takes_them_for(door):
 
 
 @pytest.mark.parametrize("door", DOORS)
+def test_lazy_table_has_what_the_type_checker_sees(door):
+    calls = [node for node in ast.walk(tree_of(door)) if isinstance(node, ast.Call)]
+    for table in (call.args[1] for call in calls if ast.unparse(call.func) == "lazy_names"):
+        assert {key.value for key in table.keys} == set(exports_of(door))
+
+
+@pytest.mark.parametrize("door", DOORS)
 def test_unknown_names_are_refused(door):
     with pytest.raises(AttributeError, match="no_such_name"):
         importlib.import_module(door).no_such_name  # noqa: B018
