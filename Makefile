@@ -55,7 +55,6 @@ clean:
 # pip keeps to itself what the build says, so the kernels are asked.
 .venv/installed: .venv/torch $(SOURCES)
 	$(PIP) .
-	@$(BIN)/python -c "from alpage.native import unavailable_reason as why; print(why() or 'native kernels: built')"
 	@$(BIN)/python -c "from alpage.native import unavailable_reason; print(unavailable_reason() or 'alpage is installed, with its native kernels')"
 	@touch $@
 
