@@ -128,6 +128,7 @@ def row(*, start, num_tokens, num_draws):
     return Row(
         request_id="a",
         slot=0,
+        index=0,
         start=start,
         tokens=(0,) * num_tokens,
         page_start=0,
