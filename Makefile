@@ -38,9 +38,10 @@ nightly: .venv/test  ## properties and state machines, for long
 docs: .venv/test .venv/docs  ## read the docs at http://127.0.0.1:8000
 	$(BIN)/mkdocs serve
 
-bench: .venv/installed  ## KV memory: waste and sharing
+bench: .venv/installed  ## speed on the four offline workloads
 	@$(BIN)/alpage models pull $(MODEL)
-	$(BIN)/python benchmarks/kv_memory.py
+	$(BIN)/python -m benchmarks.workloads build/workloads
+	for w in w1 w2 w3 w4; do $(BIN)/alpage bench offline $(MODEL) --workload build/workloads/$$w.jsonl; done
 
 clean:
 	rm -rf .venv build dist site
