@@ -7,8 +7,7 @@
     ├── ModelNotFound     no model by that name or at that path
     ├── BadCheckpoint     a model's files are missing, truncated, corrupt or contradict each other
     ├── Unsupported       well formed, but nothing here can run it
-    ├── OutOfMemory       the memory at hand cannot hold what was asked for
-    └── EngineFailure     the engine failed while it ran; requests in flight are lost
+    └── OutOfMemory       the memory at hand cannot hold what was asked for
 
 Every error names the field, the value that was refused, the limit it broke and a remedy.
 Our own invariants are `assert`; they are never used for what a user passed in.
@@ -72,13 +71,6 @@ class OutOfMemory(AlpageError):
     """The memory at hand cannot hold what was asked for."""
 
     code = "out_of_memory"
-
-
-@final
-class EngineFailure(AlpageError):
-    """The engine failed while it ran; requests in flight are lost."""
-
-    code = "engine_failure"
 
 
 def _shown(value: object) -> str:

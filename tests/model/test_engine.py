@@ -205,6 +205,17 @@ def test_stream_gives_the_whole_text_in_pieces(checkpoint):
     assert len(chunks) > 20
 
 
+def test_streams_do_not_lose_what_another_call_stepped(checkpoint):
+    llm = make(checkpoint)
+    one = llm.stream([6, 7, 8], SamplingParams(temperature=0, max_tokens=6, ignore_eos=True))
+    chunks = [next(one)]
+    other = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    list(llm.stream([9, 10], other))
+    chunks += one
+    assert sum(len(chunk.token_ids) for chunk in chunks) == 6
+    assert chunks[-1].finish_reason == "length"
+
+
 def test_a_stream_left_early_frees_its_pages(checkpoint):
     llm = make(checkpoint)
     stream = llm.stream([6, 7, 8], GREEDY)
@@ -252,19 +263,23 @@ REFUSED = [
     (dict(prompts=[[VOCAB_SIZE]]), InvalidValue, "299"),
     (dict(prompts=[[-1]]), InvalidValue, "vocabulary"),
     (dict(prompts=[[6] * 257]), InvalidValue, "256"),
-    (dict(prompts=[[6] * 200], params=SamplingParams(max_tokens=57)), InvalidValue, "256"),
-    (dict(prompts=[[6]], params=SamplingParams(max_tokens=5, n=20)), InvalidValue, "max_num_seqs"),
+    (dict(prompts=[[6] * 200], sampling_params=SamplingParams(max_tokens=57)), InvalidValue, "256"),
     (
-        dict(prompts=[[6]], params=SamplingParams(max_tokens=5, logit_bias={300: 1.0})),
+        dict(prompts=[[6]], sampling_params=SamplingParams(max_tokens=5, n=20)),
+        InvalidValue,
+        "max_num_seqs",
+    ),
+    (
+        dict(prompts=[[6]], sampling_params=SamplingParams(max_tokens=5, logit_bias={300: 1.0})),
         InvalidValue,
         "299",
     ),
-    (dict(prompts=[[6], [7]], params=[SamplingParams()]), InvalidValue, "2, one for each"),
+    (dict(prompts=[[6], [7]], sampling_params=[SamplingParams()]), InvalidValue, "2, one for each"),
 ]
 
 
 REFUSED += [
-    (dict(prompts=[[6]], params=GREEDY, priority=value), InvalidValue, "priority")
+    (dict(prompts=[[6]], sampling_params=GREEDY, priority=value), InvalidValue, "priority")
     for value in (1001, 0.5, float("nan"), True)
 ]
 

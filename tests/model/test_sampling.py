@@ -1,5 +1,7 @@
 """Drawing against transformers' warpers: the same distribution, not just the same support."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -18,15 +20,20 @@ NUM_DRAWS = 20_000
 V = 1000
 
 
+def make_keys(num_rows):
+    ones = np.ones(num_rows, np.uint64)
+    return torch.from_numpy(sampling.keys(ones, ones, np.arange(num_rows, dtype=np.uint64)))
+
+
 def draw(logits_V, *, temperature=1.0, top_k=V, top_p=1.0, min_p=0.0):
-    """Tokens for evenly spaced uniform numbers: their frequencies are the distribution."""
+    """Tokens of one row of logits, drawn with the keys of so many positions."""
     R = NUM_DRAWS
     params = sampling.DrawParams(
         temperature_R=torch.full((R,), temperature),
         top_k_R=torch.full((R,), top_k),
         top_p_R=torch.full((R,), top_p),
         min_p_R=torch.full((R,), min_p),
-        uniform_R=(torch.arange(R, dtype=torch.float64) + 0.5) / R,
+        key_R=make_keys(R),
     )
     return sampling.draw(logits_V.expand(R, -1), params)
 
@@ -60,8 +67,10 @@ def test_frequencies_equal_the_warped_distribution(case):
         warpers.append(MinPLogitsWarper(case["min_p"]))
     expected_V = warpers(torch.zeros(1, 1, dtype=torch.long), logits_V[None])[0].softmax(-1)
     found_V = torch.bincount(draw(logits_V, **case), minlength=V) / NUM_DRAWS
-    # Evenly spaced numbers miss a token's share by less than one draw.
-    assert (found_V - expected_V).abs().max() <= 1.01 / NUM_DRAWS
+    assert set(found_V.nonzero()[:, 0].tolist()) <= set(expected_V.nonzero()[:, 0].tolist())
+    # A share of p is met to within five standard deviations, sqrt(p (1 - p) / draws).
+    deviation_V = (expected_V * (1 - expected_V) / NUM_DRAWS).sqrt() + 1 / NUM_DRAWS
+    assert ((found_V - expected_V).abs() < 5 * deviation_V).all()
 
 
 def test_zero_temperature_takes_the_first_of_the_likeliest():
@@ -78,7 +87,7 @@ def test_a_row_draws_the_same_in_any_company():
         top_k_R=torch.tensor([V, V, V, 5] * 3),
         top_p_R=torch.tensor([1.0, 1.0, 0.9, 1.0, 0.99, 1.0] * 2),
         min_p_R=torch.tensor([0.0, 0.05] * 6),
-        uniform_R=torch.rand(12, dtype=torch.float64),
+        key_R=make_keys(12),
     )
     together = sampling.draw(logits_RV, params)
     for r in range(12):
@@ -100,20 +109,34 @@ def test_presence_and_frequency_penalties():
     assert logits_V.tolist() == [0, 0, 0, -1.25, 0, 0, 0, -0.75, 0, 0]
 
 
-def test_uniform_numbers_are_uniform_and_independent_of_each_other():
-    ones = np.ones(100_000, np.uint64)
-    counts = np.arange(100_000, dtype=np.uint64)
+def test_noise_is_gumbel_in_every_direction():
+    """Over tokens, positions, continuations and seeds, alone and from one to the next."""
+    num = 200_000
+    ones, counts = np.ones(num, np.uint64), np.arange(num, dtype=np.uint64)
+    token = torch.tensor([7])
+    one_key = torch.from_numpy(sampling.keys(ones[:1], ones[:1], ones[:1]))
     streams = [
-        sampling.uniform(ones, ones, counts),
-        sampling.uniform(ones, counts, ones),
-        sampling.uniform(counts, ones, ones),
+        sampling.gumbel(one_key, torch.arange(num))[0],
+        *(
+            sampling.gumbel(torch.from_numpy(sampling.keys(*key)), token)[:, 0]
+            for key in ((ones, ones, counts), (ones, counts, ones), (counts, ones, ones))
+        ),
     ]
     for stream in streams:
-        histogram, _ = np.histogram(stream, bins=100, range=(0, 1))
+        uniform = (-(-stream.double()).exp()).exp().numpy()
+        histogram, _ = np.histogram(uniform, bins=100, range=(0, 1))
         # Chi-squared with 99 degrees of freedom exceeds 148 once in a thousand times.
-        assert ((histogram - 1000) ** 2 / 1000).sum() < 148
-        assert abs(np.corrcoef(stream[:-1], stream[1:])[0, 1]) < 0.01
-    assert abs(np.corrcoef(streams[0], streams[1])[0, 1]) < 0.01
+        assert ((histogram - num / 100) ** 2 / (num / 100)).sum() < 148
+        assert abs(np.corrcoef(uniform[:-1], uniform[1:])[0, 1]) < 0.01
+    for one, other in itertools.combinations(streams, 2):
+        assert abs(np.corrcoef(one.numpy(), other.numpy())[0, 1]) < 0.01
+
+
+def test_rounding_of_the_logits_hardly_ever_changes_a_draw():
+    torch.manual_seed(0)
+    logits_V = torch.randn(V) * 2
+    shaken_V = logits_V + 1e-5 * torch.randn(V)
+    assert (draw(logits_V) != draw(shaken_V)).sum() <= 5
 
 
 def test_logprobs_and_ranks():

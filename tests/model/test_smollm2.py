@@ -116,6 +116,14 @@ def test_beams_equal_generate(llm, oracle):
         assert beam.score == pytest.approx(score.item(), rel=1e-4)
 
 
+def test_a_seed_gives_the_same_tokens_in_any_batch(llm):
+    params = SamplingParams(seed=3, max_tokens=40, ignore_eos=True)
+    together = llm.generate(QUESTIONS[:8], params)
+    for question, output in zip(QUESTIONS, together, strict=False):
+        alone = llm.generate(question, params)[0]
+        assert alone.outputs[0].token_ids == output.outputs[0].token_ids
+
+
 def test_chat_answers_and_ends(llm):
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     answer = llm.chat(messages, SamplingParams(temperature=0, max_tokens=60))[0].outputs[0]

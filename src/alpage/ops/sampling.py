@@ -1,7 +1,7 @@
 """Sampling: from logits to tokens, for all rows of a step at once.
 
-What a row draws depends on its own logits, parameters and uniform number alone, so a request gets
-the same tokens in any batch.
+What a row draws depends on its own logits, parameters and key alone, so a request gets the same
+tokens in any batch.
 
 Dims: R rows, V vocabulary, N candidates, the likeliest first,
 C positions of a sequence, E different tokens.
@@ -17,6 +17,8 @@ from torch import Tensor
 
 # Candidates that are sorted before a row's whole vocabulary is, if they do not decide it.
 _NUM_CANDIDATES = 256
+# Rows of the vocabulary that get their noise at a time.
+_NOISE_ROWS = 8
 
 
 @final
@@ -28,7 +30,7 @@ class DrawParams:
     top_k_R: Tensor  # int64, at least 1; V or more: all
     top_p_R: Tensor  # float32 in (0, 1]
     min_p_R: Tensor  # float32 in [0, 1]
-    uniform_R: Tensor  # float64 in [0, 1)
+    key_R: Tensor  # int64, see `keys`
 
 
 @final
@@ -47,8 +49,9 @@ def draw(logits_RV: Tensor, params: DrawParams) -> Tensor:
 
     Of the tokens sorted by probability the first `top_k` are kept; of these the fewest whose share
     reaches `top_p`; of these the ones with at least `min_p` of the first one's probability
-    (Holtzman et al. 2019, arXiv:1904.09751, for top-p). The row's uniform number picks among what
-    is kept.
+    (Holtzman et al. 2019, arXiv:1904.09751, for top-p). Among what is kept the largest sum of logit
+    and Gumbel noise wins, which draws by probability; and a rounding of the logits changes the
+    winner only if the two largest sums are as close as that (ADR 0008).
 
     Args:
         logits_RV: float32.
@@ -69,9 +72,11 @@ def draw(logits_RV: Tensor, params: DrawParams) -> Tensor:
 
 
 def _draw_whole(logits_RV: Tensor, params: DrawParams) -> Tensor:
-    """Invert the cumulative distribution over the whole vocabulary, in the order of ids."""
-    cumulative_RV = logits_RV.softmax(-1).double().cumsum(-1)
-    return _invert(cumulative_RV, params.uniform_R)
+    """Draw from the whole vocabulary, a few rows at a time so that the noise stays in cache."""
+    id_V = torch.arange(logits_RV.shape[-1], device=logits_RV.device)
+    logits, keys = (torch.split(x, _NOISE_ROWS) for x in (logits_RV, params.key_R))
+    noisy = (part + gumbel(key_R, id_V) for part, key_R in zip(logits, keys, strict=True))
+    return torch.cat([part_RV.argmax(-1) for part_RV in noisy])
 
 
 def _draw_cut(logits_RV: Tensor, params: DrawParams) -> Tensor:
@@ -101,19 +106,35 @@ def _draw_candidates(
     keep_RN = in_top_k_RN & (before_RN < params.top_p_R[:, None])
     keep_RN &= share_RN >= share_RN[:, :1] * params.min_p_R[:, None]
     keep_RN[:, 0] = True
-    cumulative_RN = (share_RN * keep_RN).cumsum(-1)
-    choice_R = _invert(cumulative_RN, params.uniform_R)
+    noisy_RN = (logit_RN + gumbel(params.key_R, id_RN)).masked_fill(~keep_RN, -torch.inf)
+    choice_R = noisy_RN.argmax(-1)
     # A top k that reaches behind the candidates needs the sum of the whole k for its shares.
     is_whole_k_R = params.top_k_R >= logits_RV.shape[-1]
     is_decided_R = is_few_R | (is_whole_k_R & ~keep_RN[:, -1])
     return id_RN.gather(1, choice_R[:, None])[:, 0], is_decided_R
 
 
-def _invert(cumulative_RN: Tensor, uniform_R: Tensor) -> Tensor:
-    """Return the first place whose cumulative share exceeds the uniform number's."""
-    target_R1 = (uniform_R * cumulative_RN[:, -1])[:, None]
-    place_R = torch.searchsorted(cumulative_RN, target_R1, right=True)[:, 0]
-    return place_R.clamp(max=cumulative_RN.shape[-1] - 1)
+def gumbel(key_R: Tensor, id_RN: Tensor) -> Tensor:
+    """Return Gumbel noise_RN, float32, that depends on nothing but a row's key and a token's id.
+
+    Args:
+        key_R: int64, see `keys`.
+        id_RN: int64 token ids, of each row or [N] for all rows.
+    """
+    # 32 bits of each key scale the token's hash, 31 shift it; both are mixed once more.
+    factor_R1 = ((key_R & 0xFFFFFFFF) | 1).to(torch.int32)[:, None]
+    offset_R1 = (key_R >> 32).to(torch.int32)[:, None]
+    hash_RN = _mix32(_mix32(id_RN.to(torch.int32) + 1) * factor_R1 + offset_R1)
+    # 23 bits and a half: a uniform number that float32 holds exactly, never 0 or 1.
+    uniform_RN = (((hash_RN >> 9) & 0x7FFFFF).float() + 0.5) * 2.0**-23
+    return -(-uniform_RN.log()).log()
+
+
+def _mix32(x: Tensor) -> Tensor:
+    """Mix 32 bits so that every bit depends on every other (Appleby 2008, MurmurHash3)."""
+    x = (x ^ ((x >> 16) & 0xFFFF)) * -0x7A143595
+    x = (x ^ ((x >> 13) & 0x7FFFF)) * -0x3D4D51CB
+    return x ^ ((x >> 16) & 0xFFFF)
 
 
 def _select(params: DrawParams, rows: Tensor) -> DrawParams:
@@ -122,7 +143,7 @@ def _select(params: DrawParams, rows: Tensor) -> DrawParams:
         top_k_R=params.top_k_R[rows],
         top_p_R=params.top_p_R[rows],
         min_p_R=params.min_p_R[rows],
-        uniform_R=params.uniform_R[rows],
+        key_R=params.key_R[rows],
     )
 
 
@@ -174,17 +195,17 @@ def penalize_occurrence(
     logits_V[token_E] -= presence + frequency * count_E
 
 
-def uniform(
+def keys(
     seed: NDArray[np.uint64], index: NDArray[np.uint64], position: NDArray[np.uint64]
-) -> NDArray[np.float64]:
-    """Return a number in [0, 1) that depends on nothing but its seed, index and position.
+) -> NDArray[np.int64]:
+    """Return 63 random bits that depend on nothing but their seed, index and position.
 
     A counter-based generator (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3")
     has no state to keep with a request; the mixing is SplitMix64's (Steele et al. 2014).
     """
     with np.errstate(over="ignore"):
         mixed = _mix(_mix(_mix(seed) + index) + position)
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (mixed >> np.uint64(1)).astype(np.int64)
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -14,7 +14,7 @@ from typing import final
 
 from alpage.serve.completion import Ending
 from alpage.serve.decoders import to_chunk
-from alpage.serve.detokenize import Decodes
+from alpage.serve.detokenize import Decodes, Detokenizer
 from alpage.serve.outputs import CompletionOutput, FinishReason, StreamChunk
 from alpage.serve.params import BeamSearchParams
 from alpage.serve.results import RowResult
@@ -50,11 +50,13 @@ class BeamSearch:
         ending: Ending,
         num_prompt_tokens: int,
         tokenizer: Decodes | None,
+        context: Seq[int] = (),
     ) -> None:
         self._params = params
         self._ending = ending
         self._num_prompt_tokens = num_prompt_tokens
         self._tokenizer = tokenizer
+        self._context = tuple(context)
         self._logprobs = [0.0]  # of the running hypotheses, by index
         self._finished: list[_Finished] = []
         self._is_over = False
@@ -145,6 +147,9 @@ class BeamSearch:
         token_ids = list(finished.token_ids)
         if finished.reason == "stop":
             token_ids.pop()
-        return self._tokenizer.decode(
-            token_ids, skip_special_tokens=self._params.skip_special_tokens
+        detokenizer = Detokenizer(
+            self._tokenizer,
+            self._context,
+            skip_special_tokens=self._params.skip_special_tokens,
         )
+        return detokenizer.push(token_ids) + detokenizer.flush()

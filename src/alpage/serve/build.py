@@ -70,7 +70,8 @@ def assemble(
     scheduler = Scheduler(
         _kv_memory(sizes, config, shape, device),
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens or _BATCHED_TOKENS[device.type],
+        max_num_batched_tokens=config.max_num_batched_tokens
+        or max(_BATCHED_TOKENS[device.type], config.max_num_seqs),
     )
     runner = Runner(
         model,

@@ -1,6 +1,7 @@
 """Completion: one continuation as it grows: its tokens, its text, and why it ends."""
 
 from collections.abc import Collection
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import final
 
@@ -51,10 +52,16 @@ class Completion:
         params: what the request asked for.
         ending: what ends it.
         tokenizer: None leaves the text empty.
+        context: the last tokens of the prompt.
     """
 
     def __init__(
-        self, index: int, params: SamplingParams, ending: Ending, tokenizer: Decodes | None
+        self,
+        index: int,
+        params: SamplingParams,
+        ending: Ending,
+        tokenizer: Decodes | None,
+        context: Seq[int] = (),
     ) -> None:
         self.index = index
         self.token_ids: list[int] = []
@@ -69,7 +76,7 @@ class Completion:
         self._detokenizer = (
             None
             if tokenizer is None
-            else Detokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
+            else Detokenizer(tokenizer, context, skip_special_tokens=params.skip_special_tokens)
         )
         self._is_text_final = False
         self._num_detokenized = 0
@@ -151,6 +158,8 @@ class Completion:
 
     def _find_stop_string(self, searched: int) -> None:
         """End at the earliest stop string that reaches into the text from `searched` on."""
+        if len(self.token_ids) < self._params.min_tokens:
+            return
         found = None
         for stop in self._params.stop_strings:
             place = self._text.find(stop, max(0, searched - len(stop) + 1))

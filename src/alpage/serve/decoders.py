@@ -40,10 +40,17 @@ class Decoder(Protocol):
 class ParallelSampling:
     """Independent continuations: the prompt's step draws them all, then each goes its own way."""
 
-    def __init__(self, params: SamplingParams, ending: Ending, tokenizer: Decodes | None) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        ending: Ending,
+        tokenizer: Decodes | None,
+        context: Seq[int] = (),
+    ) -> None:
         self._n = params.n
         self._completions = [
-            Completion(index, params, ending, tokenizer) for index in range(params.num_sequences)
+            Completion(index, params, ending, tokenizer, context)
+            for index in range(params.num_sequences)
         ]
         self._open: dict[int, Completion] = dict(enumerate(self._completions))
 

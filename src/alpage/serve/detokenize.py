@@ -23,14 +23,23 @@ class Decodes(Protocol):
 
 @final
 class Detokenizer:
-    """The text of one growing token sequence."""
+    """The text of one growing token sequence.
 
-    def __init__(self, tokenizer: Decodes, *, skip_special_tokens: bool) -> None:
+    Args:
+        tokenizer: what decodes.
+        context: tokens before the first one, whose text is known; a few are enough. Without them a
+            leading space may be lost: SentencePiece drops it at the start of a text.
+        skip_special_tokens: leave special tokens out of the text.
+    """
+
+    def __init__(
+        self, tokenizer: Decodes, context: Sequence[int] = (), *, skip_special_tokens: bool
+    ) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
-        self._tokens: list[int] = []
+        self._tokens: list[int] = list(context)
         self._window = 0  # tokens from here are decoded again, as context for new ones
-        self._read = 0  # the text of the tokens up to here has been returned
+        self._read = len(self._tokens)  # the text of the tokens up to here is known
 
     def push(self, tokens: Sequence[int]) -> str:
         """Return the text that these tokens complete."""

@@ -28,6 +28,8 @@ def _unobserved(_: Batch) -> None:
     """Nobody looks at the step."""
 
 
+# Tokens of the prompt that the first tokens of the output are decoded after.
+_CONTEXT_TOKENS = 6
 # Bounds how many later requests can overtake one.
 MAX_PRIORITY = 1000
 
@@ -118,7 +120,7 @@ class Engine:
             OutOfMemory: it could not finish even if it were alone.
         """
         arrival = next(self._arrivals)
-        request_id = str(arrival) if request_id is None else request_id
+        request_id = f"request-{arrival}" if request_id is None else request_id
         if request_id in self._requests:
             raise InvalidValue(
                 field="request_id",
@@ -132,7 +134,7 @@ class Engine:
         group = Group(
             request_id=request_id,
             key=(arrival + PATIENCE * priority, arrival),
-            prompt_tokens=tuple(prompt_tokens),
+            prompt_tokens=tuple(map(int, prompt_tokens)),
             num_sequences=params.num_sequences,
             max_new_tokens=ending.max_tokens,
             is_lockstep=isinstance(params, BeamSearchParams),
@@ -143,7 +145,7 @@ class Engine:
         self._check_fits(group)
         request = Request(
             group,
-            self._decoder(params, ending, len(prompt_tokens)),
+            self._decoder(params, ending, group.prompt_tokens),
             prompt=prompt,
             tokenizer=self._tokenizer,
             arrival_s=self._clock(),
@@ -170,6 +172,8 @@ class Engine:
                 `scheduler.usage()` is the memory that it ran in.
         """
         batch = self.scheduler.schedule()
+        if not batch.rows:
+            return []
         try:
             results = self.runner.run(batch)
         except BaseException:
@@ -208,11 +212,15 @@ class Engine:
     # -- what a request becomes --------------------------------------------------------------------
 
     def _decoder(
-        self, params: SamplingParams | BeamSearchParams, ending: Ending, num_prompt_tokens: int
+        self,
+        params: SamplingParams | BeamSearchParams,
+        ending: Ending,
+        prompt_tokens: Seq[int],
     ) -> Decoder:
+        context = prompt_tokens[-_CONTEXT_TOKENS:]
         if isinstance(params, SamplingParams):
-            return ParallelSampling(params, ending, self._tokenizer)
-        return BeamSearch(params, ending, num_prompt_tokens, self._tokenizer)
+            return ParallelSampling(params, ending, self._tokenizer, context)
+        return BeamSearch(params, ending, len(prompt_tokens), self._tokenizer, context)
 
     def _ending(self, prompt_tokens: Seq[int], params: SamplingParams | BeamSearchParams) -> Ending:
         num_left = self.limits.max_model_len - len(prompt_tokens)
@@ -240,6 +248,13 @@ class Engine:
                 limit="must hold at least one token",
                 remedy="Begin with a token such as the tokenizer's beginning of text",
             )
+        if not all(isinstance(token, int | np.integer) for token in prompt_tokens):
+            raise InvalidValue(
+                field="prompt",
+                value=list(prompt_tokens),
+                limit="must be text or a list of whole numbers, the token ids",
+                remedy="Give one of these",
+            )
         ids = [*prompt_tokens, *params.stop_token_ids]
         if isinstance(params, SamplingParams):
             ids += params.logit_bias
@@ -252,17 +267,26 @@ class Engine:
                 limit=f"must be from 0 to {limits.vocab_size - 1}, the model's vocabulary",
                 remedy="Encode with the model's own tokenizer",
             )
-        num_wanted = len(prompt_tokens) + (params.max_tokens or 1)
+        num_output = params.max_tokens or max(1, params.min_tokens)
+        num_wanted = len(prompt_tokens) + num_output
         if num_wanted > limits.max_model_len:
             raise InvalidValue(
                 field="prompt and max_tokens",
-                value=f"{len(prompt_tokens)} + {params.max_tokens or 1} tokens",
+                value=f"{len(prompt_tokens)} + {num_output} tokens",
                 limit=f"may be at most {limits.max_model_len} tokens together",
                 remedy="Shorten the prompt, lower max_tokens (None: what is left), or raise "
                 "max_model_len or kv_memory where they are the limit",
             )
 
     def _check_text(self, params: SamplingParams) -> None:
+        num_wanted = max(params.logprobs or 0, params.prompt_logprobs or 0)
+        if num_wanted > self.limits.vocab_size:
+            raise InvalidValue(
+                field="logprobs or prompt_logprobs",
+                value=num_wanted,
+                limit=f"may be at most {self.limits.vocab_size}, the model's vocabulary",
+                remedy="Ask for fewer",
+            )
         if params.stop_strings and self._tokenizer is None:
             raise InvalidValue(
                 field="stop",

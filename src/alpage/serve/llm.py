@@ -70,7 +70,7 @@ class LLM:
     def generate(
         self,
         prompts: Prompt | Seq[Prompt],
-        params: Params | Seq[Params] | None = None,
+        sampling_params: Params | Seq[Params] | None = None,
         *,
         priority: int = 0,
     ) -> list[RequestOutput]:
@@ -78,7 +78,7 @@ class LLM:
 
         Args:
             prompts: one prompt or several, each text or token ids.
-            params: for all of them, or one for each; None: `SamplingParams()`.
+            sampling_params: for all of them, or one for each; None: `SamplingParams()`.
             priority: the lower, the sooner they are served.
 
         Returns:
@@ -89,30 +89,34 @@ class LLM:
             OutOfMemory: a request could not finish even if it were alone.
         """
         listed = _as_list(prompts)
-        return self._run(listed, _params_for(len(listed), params), priority)
+        return self._run(listed, _params_for(len(listed), sampling_params), priority)
 
     def chat(
-        self, messages: Seq[Message] | Seq[Seq[Message]], params: Params | None = None
+        self,
+        messages: Seq[Message] | Seq[Seq[Message]],
+        sampling_params: Params | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or several, each a list of {"role": ..., "content": ...}.
 
         Raises:
-            BadCheckpoint: the model has no chat template.
+            Unsupported: the model has no chat template.
             InvalidValue: as for `generate`, or the template refuses the messages.
         """
         is_one = bool(messages) and isinstance(messages[0], Mapping)
         conversations: Seq[Any] = [messages] if is_one else messages
         prompts = [self.encode_chat(conversation) for conversation in conversations]
-        return self._run(prompts, _params_for(len(prompts), params), 0)
+        return self._run(prompts, _params_for(len(prompts), sampling_params), 0)
 
-    def stream(self, prompt: Prompt, params: Params | None = None) -> Iterator[StreamChunk]:
+    def stream(
+        self, prompt: Prompt, sampling_params: Params | None = None
+    ) -> Iterator[StreamChunk]:
         """Continue one prompt, a chunk at a time. Left early, the request is aborted.
 
         Raises:
             InvalidValue: the prompt or a parameter is out of range.
             OutOfMemory: the request could not finish even if it were alone.
         """
-        return self._stream(self._add(prompt, params or SamplingParams(), 0))
+        return self._stream(self._add(prompt, sampling_params or SamplingParams(), 0))
 
     def encode_chat(self, messages: Seq[Message]) -> list[int]:
         """Return the prompt that asks for the next message of a conversation."""
@@ -121,9 +125,13 @@ class LLM:
 
     def _stream(self, request: Request) -> Iterator[StreamChunk]:
         try:
-            while not request.is_finished:
-                self._engine.step()
+            is_finished = False
+            while not is_finished:
+                # Another call may make steps too, also while a chunk is being looked at.
+                is_finished = request.is_finished
                 yield from request.take_chunks()
+                if not request.is_finished:
+                    self._engine.step()
         finally:
             if not request.is_finished:
                 self._engine.abort(request.request_id)
@@ -175,7 +183,7 @@ def _params_for(num_prompts: int, params: Params | Seq[Params] | None) -> list[P
         return [params] * num_prompts
     if len(params) != num_prompts:
         raise InvalidValue(
-            field="params",
+            field="sampling_params",
             value=f"{len(params)} entries",
             limit=f"must be one for all prompts, or {num_prompts}, one for each",
             remedy="Give as many as there are prompts",

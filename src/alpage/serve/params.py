@@ -16,6 +16,8 @@ MAX_LOGPROBS = 64
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_LOGIT_BIASES = 1024
+# Below, scaled logits leave the range of float32; 0 is the limit that they tend to.
+MIN_TEMPERATURE = 0.01
 
 
 @final
@@ -29,8 +31,8 @@ class SamplingParams:
         max_tokens: output tokens at most; None: as many as the model's length leaves.
         min_tokens: output tokens before which neither the end of the text nor a stop token is
             drawn.
-        temperature: 0 takes the likeliest token (of equals the lowest id); above, logits are
-            divided by it.
+        temperature: 0 takes the likeliest token (of equals the lowest id); else logits are
+            divided by it, 0.01 or more.
         top_k: draw among the likeliest k only; 0 or -1: among all.
         top_p: draw among the likeliest whose probabilities sum to at least p (nucleus).
         min_p: draw among those with at least this share of the likeliest token's probability.
@@ -39,8 +41,10 @@ class SamplingParams:
         repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt
             or output (Keskar et al. 2019, arXiv:1909.05858).
         logit_bias: added to the logits of these token ids.
-        seed: same seed, same tokens, whatever else is in the batch; None draws a seed.
-        stop: strings that end the text; excluded from it unless `include_stop_str_in_output`.
+        seed: same seed, same tokens, whatever else is in the batch, as far as the dtype computes the
+            same logits (float32 does for all that shows); None draws a seed.
+        stop: strings that end the text, looked for once `min_tokens` are out; excluded from it
+            unless `include_stop_str_in_output`.
         stop_token_ids: tokens that end the text, besides the model's own.
         ignore_eos: do not end at the model's end-of-text tokens.
         logprobs: also return the log-probabilities (of the model, before any of the above) of the
@@ -78,13 +82,14 @@ class SamplingParams:
         if self.best_of is not None:
             _whole("best_of", self.best_of, self.n, MAX_SEQUENCES_PER_REQUEST)
         _check_lengths(self.max_tokens, self.min_tokens)
-        _real("temperature", self.temperature, 0.0, 100.0)
-        _whole("top_k", self.top_k, -1, None)
+        if self.temperature != 0:
+            _real("temperature", self.temperature, MIN_TEMPERATURE, 100.0)
+        _whole("top_k", self.top_k, -1, 2**31 - 1)
         _real("top_p", self.top_p, 0.0, 1.0, excludes_low=True)
         _real("min_p", self.min_p, 0.0, 1.0)
         _real("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _real("repetition_penalty", self.repetition_penalty, 0.0, 100.0, excludes_low=True)
+        _real("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _check_bias(self.logit_bias)
         if self.seed is not None:
             _whole("seed", self.seed, -(2**63), 2**64 - 1)

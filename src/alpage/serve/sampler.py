@@ -73,7 +73,7 @@ def _draw(
     ).T
     slot_D = np.array([rows[r].slot for r in row_D])
     position_D = np.array([rows[r].context for r in row_D])
-    uniform_D = sampling.uniform(
+    key_D = sampling.keys(
         slots.seed_N[slot_D], index_D.astype(np.uint64), position_D.astype(np.uint64)
     )
     device = logits_RV.device
@@ -86,7 +86,7 @@ def _draw(
         top_k_R=on_device(slots.top_k_N[slot_D]),
         top_p_R=on_device(slots.top_p_N[slot_D]),
         min_p_R=on_device(slots.min_p_N[slot_D]),
-        uniform_R=on_device(uniform_D),
+        key_R=on_device(key_D),
     )
     is_each_once = len(row_D) == len(rows)
     logits_DV = logits_RV if is_each_once else logits_RV[on_device(row_D)]
