@@ -310,6 +310,11 @@ def test_small_memory_limits_the_length_and_says_so(checkpoint):
         LLM(checkpoint[0], dtype="float32", kv_memory="8KiB")
 
 
+def test_more_memory_than_there_is_is_refused_at_once(checkpoint):
+    with pytest.raises(OutOfMemory, match="free"):
+        make(checkpoint, kv_memory="100TiB")
+
+
 BAD_OPTIONS = [
     ({"dtyp": "float32"}, "dtyp"),
     ({"dtype": "int3"}, "bfloat16"),

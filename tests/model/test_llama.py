@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from alpage.errors import BadCheckpoint
 from alpage.models import load, open_checkpoint
+from alpage.models.architectures import build
 from tiny_llama import VOCAB_SIZE, make_tiny_llama
 
 # Sums of a few hundred float32 products, in another order.
@@ -49,6 +51,28 @@ def test_logits_equal_transformers(sizes, tmp_path):
         logits_BLV = model(tokens_BL, positions_BL)
     scale = expected_BLV.abs().max()
     assert (logits_BLV - expected_BLV).abs().max() < FLOAT32_TOLERANCE * scale
+
+
+BAD_ROPES = [
+    {"rope_type": "linear", "factor": "2"},
+    {"rope_type": "linear", "factor": 0},
+    {"rope_type": "linear", "factor": -1},
+    {"rope_type": "linear"},
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": None},
+    {"rope_type": "yarn", "factor": 4.0, "beta_fast": -1},
+    {"rope_type": "factors", "factors": [1.0]},
+    {"rope_theta": "abc"},
+    {"rope_theta": -5},
+]
+
+
+@pytest.mark.parametrize("scaling", BAD_ROPES, ids=str)
+def test_bad_rope_numbers_are_refused(scaling, tmp_path):
+    make_tiny_llama(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    config = {k: v for k, v in checkpoint.config.items() if k != "rope_parameters"}
+    with pytest.raises(BadCheckpoint, match="rope"):
+        build(config | {"rope_scaling": scaling})
 
 
 def test_training_gradients_flow(tmp_path):

@@ -1,5 +1,6 @@
 """Config: read numbers out of a Hugging Face config.json, with an error that names the bad one."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
@@ -33,7 +34,9 @@ class ConfigReader:
         value = self._config.get(name)
         if value is None:
             return default
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise self._bad(name, "must be a positive number")
+        if not 0 < value < math.inf:
             raise self._bad(name, "must be a positive number")
         return float(value)
 

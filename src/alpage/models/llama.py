@@ -75,7 +75,9 @@ class LlamaConfig:
             shape=shape,
             max_positions=read.size("max_position_embeddings", default=2048),
             norm_eps=read.number("rms_norm_eps", default=1e-6),
-            rope_theta=float(rope_config.get("rope_theta") or read.number("rope_theta", 1e4)),
+            rope_theta=ConfigReader(rope_config).number(
+                "rope_theta", read.number("rope_theta", 1e4)
+            ),
             rope_scaling=rope_config,
             window=read.size_or_none("sliding_window"),
             has_attention_bias=read.flag("attention_bias"),

@@ -38,38 +38,50 @@ def frequencies(
 
     Raises:
         Unsupported: the kind of scaling is not known.
-        BadCheckpoint: a number that the kind needs is missing.
+        BadCheckpoint: a number that the kind needs is missing or out of its range.
     """
     frequency_J = theta ** -(
         torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
     )
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    try:
-        if kind == "default":
-            return frequency_J, 1.0
-        if kind == "linear":
-            return frequency_J / scaling["factor"], 1.0
-        if kind == "factors":
-            return frequency_J / torch.tensor(
-                scaling["factors"], dtype=torch.float32, device="cpu"
-            ), 1.0
-        if kind == "llama3":
-            return _llama3(frequency_J, scaling), 1.0
-        if kind == "yarn":
-            return _yarn(frequency_J, theta, scaling, max_positions)
-    except KeyError as missing:
-        raise BadCheckpoint(
+    if kind not in ("default", "linear", "factors", "llama3", "yarn"):
+        raise Unsupported(
             field="rope_scaling",
-            value=dict(scaling),
-            limit=f"a scaling of type {kind} needs {missing}",
-            remedy="Mend the model's config.json",
-        ) from missing
-    raise Unsupported(
+            value=kind,
+            limit="must be one of default, linear, llama3, yarn",
+            remedy="Use a checkpoint with one of these, or without rope_scaling",
+        )
+    try:
+        scaled_J, factor = _scaled(kind, frequency_J, theta, scaling, max_positions)
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise _bad(kind, scaling) from error
+    if not (scaled_J.isfinite() & (scaled_J > 0)).all() or not math.isfinite(factor):
+        raise _bad(kind, scaling)
+    return scaled_J, factor
+
+
+def _bad(kind: str, scaling: Mapping[str, Any]) -> BadCheckpoint:
+    return BadCheckpoint(
         field="rope_scaling",
-        value=kind,
-        limit="must be one of default, linear, llama3, yarn",
-        remedy="Use a checkpoint with one of these, or without rope_scaling",
+        value=dict(scaling),
+        limit=f"lacks a number that a scaling of type {kind} needs, or has one out of its range",
+        remedy="Mend the model's config.json",
     )
+
+
+def _scaled(
+    kind: str, frequency_J: Tensor, theta: float, scaling: Mapping[str, Any], max_positions: int
+) -> tuple[Tensor, float]:
+    if kind == "linear":
+        return frequency_J / scaling["factor"], 1.0
+    if kind == "factors":
+        factor_J = torch.tensor(scaling["factors"], dtype=torch.float32, device="cpu")
+        return frequency_J / factor_J.view(len(frequency_J)), 1.0
+    if kind == "llama3":
+        return _llama3(frequency_J, scaling), 1.0
+    if kind == "yarn":
+        return _yarn(frequency_J, theta, scaling, max_positions)
+    return frequency_J, 1.0
 
 
 def _llama3(frequency_J: Tensor, scaling: Mapping[str, Any]) -> Tensor:

@@ -64,7 +64,8 @@ def assemble(
         config,
         max_positions=model.max_positions,
         kv_bytes_per_token=shape.kv_bytes_per_token(dtype.itemsize),
-        usable_bytes=_usable_bytes(device),
+        free_bytes=_free_bytes(device),
+        share=_KV_SHARE[device.type],
         notify=notify,
     )
     scheduler = Scheduler(
@@ -142,12 +143,10 @@ def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> M
 # -- the parts -------------------------------------------------------------------------------------
 
 
-def _usable_bytes(device: torch.device) -> int:
+def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
-        free_bytes, _ = torch.cuda.mem_get_info(device)
-    else:
-        free_bytes = available_memory_bytes()
-    return int(free_bytes * _KV_SHARE[device.type])
+        return torch.cuda.mem_get_info(device)[0]
+    return available_memory_bytes()
 
 
 def _kv_memory(

@@ -41,8 +41,8 @@ class SamplingParams:
         repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt
             or output (Keskar et al. 2019, arXiv:1909.05858).
         logit_bias: added to the logits of these token ids.
-        seed: same seed, same tokens, whatever else is in the batch, as far as the dtype computes the
-            same logits (float32 does for all that shows); None draws a seed.
+        seed: same seed, same tokens, whatever else is in the batch, as far as the dtype gives the
+            same logits there: float32 does; None draws a seed.
         stop: strings that end the text, looked for once `min_tokens` are out; excluded from it
             unless `include_stop_str_in_output`.
         stop_token_ids: tokens that end the text, besides the model's own.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alpage.errors import AlpageError, InvalidValue
 from alpage.models import Tokenizer
@@ -101,7 +102,7 @@ def prepare(
             if isinstance(spec.prompt, str):
                 tokens = _encode(spec.prompt, tokenizer)
             else:
-                tokens = spec.prompt or draw.choice(plain_ids, spec.prompt_tokens).tolist()
+                tokens = spec.prompt or _random(draw, plain_ids, spec.prompt_tokens, engine)
             request = TimedRequest(
                 tokens=tuple(tokens), params=_params(spec), arrival_s=spec.arrival_s
             )
@@ -196,6 +197,15 @@ def _sample(timed: TimedRequest, request: Request, start_s: float) -> RequestSam
         num_output_tokens=sum(len(output.token_ids) for output in request.output().outputs),
         token_times_s=tuple(time_s - start_s for time_s in request.token_times_s),
     )
+
+
+def _random(
+    draw: np.random.Generator, plain_ids: NDArray[np.int64], num_tokens: int | None, engine: Engine
+) -> list[int]:
+    """Return random tokens, no more than what the engine will refuse as too many."""
+    num_drawn = min(num_tokens or 0, engine.limits.max_model_len + 1)
+    tokens: list[int] = draw.choice(plain_ids, num_drawn).tolist()
+    return tokens
 
 
 def _encode(text: str, tokenizer: Tokenizer | None) -> list[int]:

@@ -32,7 +32,8 @@ def size(
     *,
     max_positions: int,
     kv_bytes_per_token: int,
-    usable_bytes: int,
+    free_bytes: int,
+    share: float,
     notify: Callable[[str], None],
 ) -> Sizes:
     """Return what fits into `kv_memory`, else into what is usable and could ever be used.
@@ -41,12 +42,13 @@ def size(
         config: how to use the machine.
         max_positions: the model's own limit.
         kv_bytes_per_token: of one token in all layers.
-        usable_bytes: memory that may be taken if the config does not say.
+        free_bytes: memory that is free.
+        share: of it that is taken if the config does not say.
         notify: takes a line where memory limits the length of requests.
 
     Raises:
         InvalidValue: the config asks for longer sequences than the model has positions.
-        OutOfMemory: not even a short sequence fits.
+        OutOfMemory: more is asked for than is free, or not even a short sequence fits.
     """
     if config.max_model_len is not None and config.max_model_len > max_positions:
         raise InvalidValue(
@@ -59,9 +61,16 @@ def size(
     page_bytes = kv_bytes_per_token * config.page_size
     if config.kv_memory is None:
         num_useful = config.max_num_seqs * (-(-wanted_len // config.page_size) + 1)
-        num_pages = min(usable_bytes // page_bytes, num_useful)
+        num_pages = min(int(free_bytes * share) // page_bytes, num_useful)
     else:
         num_pages = parse_bytes(config.kv_memory, field="kv_memory") // page_bytes
+        if num_pages * page_bytes > free_bytes:
+            raise OutOfMemory(
+                field="kv_memory",
+                value=config.kv_memory,
+                limit=f"is more than the {format_bytes(free_bytes)} that are free",
+                remedy="Ask for less, or leave it out",
+            )
     held = format_bytes(num_pages * page_bytes)
     # A page is kept for a copy that is under way while a sequence fills all others.
     num_tokens = (num_pages - 1) * config.page_size
