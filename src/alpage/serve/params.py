@@ -78,6 +78,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
+        _check_kinds(logit_bias=self.logit_bias, stop=self.stop, stop_token_ids=self.stop_token_ids)
         _whole("n", self.n, 1, MAX_SEQUENCES_PER_REQUEST)
         if self.best_of is not None:
             _whole("best_of", self.best_of, self.n, MAX_SEQUENCES_PER_REQUEST)
@@ -146,6 +147,7 @@ class BeamSearchParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
+        _check_kinds(stop_token_ids=self.stop_token_ids)
         _whole("beam_width", self.beam_width, 1, MAX_SEQUENCES_PER_REQUEST)
         if self.n is not None:
             _whole("n", self.n, 1, self.beam_width)
@@ -195,6 +197,18 @@ def _real(name: str, value: object, low: float, high: float, *, excludes_low: bo
             limit=f"must be a number {bounds}",
             remedy=f"Choose {name} in that range",
         )
+
+
+def _check_kinds(**values: object) -> None:
+    """Refuse what is no collection where one is wanted, None among it."""
+    for name, value in values.items():
+        if not isinstance(value, Sequence | Mapping | set | frozenset):
+            raise InvalidValue(
+                field=name,
+                value=value,
+                limit="must be a collection; an empty one for none",
+                remedy=f"Leave {name} out, or give a list",
+            )
 
 
 def _check_lengths(max_tokens: int | None, min_tokens: int) -> None:

@@ -1,6 +1,6 @@
 """Sampler: what the rows of a step draw, by the rules of their requests.
 
-Dims: R rows that draw, V vocabulary, D draws (a row may draw several), E (row, token) pairs.
+Dims: R rows that draw, V vocabulary, D draws (a row may draw several), E tokens with a bias.
 """
 
 from collections.abc import Sequence
@@ -144,7 +144,9 @@ def _adjust_row(logits_V: Tensor, rule: DrawRule, seen_C: Tensor, num_prompt_tok
             sampling.penalize_occurrence(
                 logits_V, output_C, params.presence_penalty, params.frequency_penalty
             )
-        for token, bias in params.logit_bias.items():
-            logits_V[token] += bias
+        if params.logit_bias:
+            token_E = torch.tensor(list(params.logit_bias), device=logits_V.device)
+            bias_E = torch.tensor(list(params.logit_bias.values()), device=logits_V.device)
+            logits_V[token_E] += bias_E.to(logits_V.dtype)
     if rule.end_ids and len(seen_C) - num_prompt_tokens < params.min_tokens:
         logits_V[list(rule.end_ids)] = -torch.inf
