@@ -19,6 +19,10 @@ class ModelShape:
         num_ffn_matrices: 3 with a gate, 2 without.
         vocab_size: tokens there are.
         is_tied: whether the vocabulary projection is the embedding.
+        num_experts: feed-forwards of a block, of which a router picks; 1 has no router.
+        num_active_experts: experts that a token runs through.
+        is_parallel: whether attention and feed-forward read one normalised input, and so share a
+            norm (Chowdhery et al. 2022, arXiv:2204.02311, section 2).
 
     >>> smollm2 = ModelShape(
     ...     num_layers=30, d_model=576, num_heads=9, num_kv_heads=3, head_dim=64, d_ff=1536,
@@ -39,21 +43,33 @@ class ModelShape:
     num_ffn_matrices: int
     vocab_size: int
     is_tied: bool
+    num_experts: int = 1
+    num_active_experts: int = 1
+    is_parallel: bool = False
 
     @property
-    def num_block_matrix_parameters(self) -> int:
-        """Weights of all blocks that a token is multiplied with: projections and feed-forward."""
-        heads = 2 * self.num_heads + 2 * self.num_kv_heads  # q and out, k and v
-        ffn = self.num_ffn_matrices * self.d_ff
-        return self.num_layers * self.d_model * (heads * self.head_dim + ffn)
+    def num_active_block_parameters(self) -> int:
+        """Weights of all blocks that one token is multiplied with."""
+        return self._num_block_parameters(self.num_active_experts)
+
+    @property
+    def num_block_parameters(self) -> int:
+        """Weights of all blocks: projections, routers and every expert's feed-forward."""
+        return self._num_block_parameters(self.num_experts)
 
     @property
     def num_parameters(self) -> int:
-        """All weights, norms included; biases are not counted."""
+        """All weights, norms included; biases and learned positions are not counted."""
         num_vocab_matrices = 1 if self.is_tied else 2
-        norms = (2 * self.num_layers + 1) * self.d_model
+        norms = ((1 if self.is_parallel else 2) * self.num_layers + 1) * self.d_model
         vocab = num_vocab_matrices * self.vocab_size * self.d_model
-        return self.num_block_matrix_parameters + vocab + norms
+        return self.num_block_parameters + vocab + norms
+
+    def _num_block_parameters(self, num_experts: int) -> int:
+        heads = 2 * self.num_heads + 2 * self.num_kv_heads  # q and out, k and v
+        ffn = num_experts * self.num_ffn_matrices * self.d_ff
+        router = self.num_experts if self.num_experts > 1 else 0
+        return self.num_layers * self.d_model * (heads * self.head_dim + ffn + router)
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """Bytes of one token's keys and values in all layers."""

@@ -4,6 +4,8 @@ import pytest
 
 from alpage.workload import ModelShape
 
+PALM_SIZES = [(32, 4096, 16), (64, 8192, 32), (118, 18432, 48)]
+
 
 def shape(num_layers, d_model, heads, head_dim, d_ff, vocab_size, *, matrices=3, is_tied=False):
     return ModelShape(
@@ -50,3 +52,27 @@ def test_parameters_of_palm():
 
 def test_kv_bytes_of_opt():
     assert OPT_13B.kv_bytes_per_token(element_bytes=2) == 800 * 1024
+
+
+def test_palm_has_the_parameters_of_its_paper():
+    """8.63, 62.50 and 540.35 billion: Chowdhery et al. 2022, table 1, by our own count."""
+
+    def palm(num_layers, d_model, num_heads):
+        return ModelShape(
+            num_layers=num_layers, d_model=d_model, num_heads=num_heads, num_kv_heads=1,
+            head_dim=256, d_ff=4 * d_model, num_ffn_matrices=3, vocab_size=256_000, is_tied=True,
+            is_parallel=True,
+        )  # fmt: skip
+
+    billions = [palm(*sizes).num_parameters / 1e9 for sizes in PALM_SIZES]
+    assert billions == pytest.approx([8.63, 62.50, 540.35], rel=5e-4)
+
+
+def test_experts_count_whole_in_memory_and_in_part_for_a_token():
+    mixtral = ModelShape(
+        num_layers=32, d_model=4096, num_heads=32, num_kv_heads=8, head_dim=128, d_ff=14336,
+        num_ffn_matrices=3, vocab_size=32000, is_tied=False, num_experts=8, num_active_experts=2,
+    )  # fmt: skip
+    assert mixtral.num_parameters == 46_702_792_704
+    active = mixtral.num_parameters - mixtral.num_block_parameters
+    assert active + mixtral.num_active_block_parameters == 12_879_925_248

@@ -26,7 +26,7 @@ def step_flops(
     >>> step_flops(tiny, num_tokens=1, num_attended_pairs=1, num_logit_rows=1)
     128
     """
-    matrices = 2 * num_tokens * shape.num_block_matrix_parameters
+    matrices = 2 * num_tokens * shape.num_active_block_parameters
     attention = 4 * num_attended_pairs * shape.num_layers * shape.num_heads * shape.head_dim
     logits = 2 * num_logit_rows * shape.vocab_size * shape.d_model
     return matrices + attention + logits
