@@ -97,16 +97,26 @@ def test_a_row_draws_the_same_in_any_company():
 
 def test_repetition_penalty_equals_transformers():
     torch.manual_seed(0)
-    logits_V, seen_C = torch.randn(V), torch.randint(0, V, (50,))
-    expected_V = RepetitionPenaltyLogitsProcessor(1.3)(seen_C[None], logits_V[None].clone())[0]
-    sampling.penalize_repetition(logits_V, seen_C, 1.3)
-    assert torch.equal(logits_V, expected_V)
+    logits_RV, seen_RC = torch.randn(3, V), torch.randint(0, V, (3, 50))
+    penalties = [1.3, 1.0, 0.7]
+    expected_RV = torch.cat([
+        RepetitionPenaltyLogitsProcessor(penalty)(seen_RC[r : r + 1], logits_RV[r : r + 1].clone())
+        for r, penalty in enumerate(penalties)
+    ])  # fmt: skip
+    row_C = torch.arange(3).repeat_interleave(50)
+    penalty_C = torch.tensor(penalties).repeat_interleave(50)
+    sampling.penalize_repetition(logits_RV, row_C, seen_RC.flatten(), penalty_C)
+    assert torch.equal(logits_RV, expected_RV)
 
 
-def test_presence_and_frequency_penalties():
-    logits_V = torch.zeros(10)
-    sampling.penalize_occurrence(logits_V, torch.tensor([3, 3, 3, 7]), 0.5, 0.25)
-    assert logits_V.tolist() == [0, 0, 0, -1.25, 0, 0, 0, -0.75, 0, 0]
+def test_presence_and_frequency_penalties_stay_in_their_row():
+    logits_RV = torch.zeros(3, 10)
+    row_C, token_C = torch.tensor([0, 0, 0, 0, 2]), torch.tensor([3, 7, 3, 3, 3])
+    presence_R, frequency_R = torch.tensor([0.5, 9.0, 1.0]), torch.tensor([0.25, 9.0, 0.0])
+    sampling.penalize_occurrence(logits_RV, row_C, token_C, presence_R, frequency_R)
+    assert logits_RV[0].tolist() == [0, 0, 0, -1.25, 0, 0, 0, -0.75, 0, 0]
+    assert logits_RV[1].tolist() == [0] * 10
+    assert logits_RV[2].tolist() == [0, 0, 0, -1, 0, 0, 0, 0, 0, 0]
 
 
 def test_noise_is_gumbel_in_every_direction():

@@ -4,7 +4,7 @@ What a row draws depends on its own logits, parameters and key alone, so a reque
 tokens in any batch.
 
 Dims: R rows, V vocabulary, N candidates, the likeliest first,
-C positions of a sequence, E different tokens.
+C tokens of all rows, E different ones of a row.
 """
 
 from dataclasses import dataclass
@@ -166,33 +166,40 @@ def rank_logprobs(logits_RV: Tensor, token_R: Tensor, num_top: int) -> RankedLog
     )
 
 
-def penalize_repetition(logits_V: Tensor, seen_C: Tensor, penalty: float) -> None:
+def penalize_repetition(
+    logits_RV: Tensor, row_C: Tensor, token_C: Tensor, penalty_C: Tensor
+) -> None:
     """Divide positive and multiply negative logits of tokens seen before, in place.
 
     Keskar et al. 2019, arXiv:1909.05858, section 4.1.
 
     Args:
-        logits_V: float32, changed.
-        seen_C: int64, the tokens of prompt and output; it counts once how often a token occurs.
-        penalty: above 0; 1 changes nothing.
+        logits_RV: float32, changed.
+        row_C: int64, the row of each token.
+        token_C: int64, the tokens of prompt and output; however often one occurs, it counts once.
+        penalty_C: above 0, the same for all tokens of a row; 1 changes nothing.
     """
-    logit_C = logits_V[seen_C]
-    logits_V[seen_C] = torch.where(logit_C > 0, logit_C / penalty, logit_C * penalty)
+    logit_C = logits_RV[row_C, token_C]
+    logits_RV[row_C, token_C] = torch.where(logit_C > 0, logit_C / penalty_C, logit_C * penalty_C)
 
 
 def penalize_occurrence(
-    logits_V: Tensor, output_C: Tensor, presence: float, frequency: float
+    logits_RV: Tensor, row_C: Tensor, token_C: Tensor, presence_R: Tensor, frequency_R: Tensor
 ) -> None:
     """Subtract a penalty once for a token that was output, and one for each time it was, in place.
 
     Args:
-        logits_V: float32, changed.
-        output_C: int64, the tokens of the output.
-        presence: subtracted once.
-        frequency: subtracted for each time.
+        logits_RV: float32, changed.
+        row_C: int64, the row of each token.
+        token_C: int64, the tokens of the outputs.
+        presence_R: subtracted once.
+        frequency_R: subtracted for each time.
     """
-    token_E, count_E = torch.unique(output_C, return_counts=True)
-    logits_V[token_E] -= presence + frequency * count_E
+    vocab_size = logits_RV.shape[-1]
+    entry_E, count_E = torch.unique(row_C * vocab_size + token_C, return_counts=True)
+    row_E = entry_E // vocab_size
+    penalty_E = presence_R[row_E] + frequency_R[row_E] * count_E
+    logits_RV[row_E, entry_E % vocab_size] -= penalty_E
 
 
 def keys(

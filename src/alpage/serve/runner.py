@@ -14,7 +14,7 @@ from alpage.ops import sampling
 from alpage.ops.attention import Backend, PagedKV
 from alpage.ops.kv import KvPool
 from alpage.serve.batch import Batch, Move, Row
-from alpage.serve.inputs import to_inputs
+from alpage.serve.inputs import StepInputs
 from alpage.serve.outputs import TokenLogprobs
 from alpage.serve.params import SamplingParams
 from alpage.serve.results import RowResult
@@ -45,6 +45,7 @@ class Runner:
         self._host = host
         self._backend = backend
         self._slots = slots
+        self._inputs = StepInputs(pool.page_size, pool.kv_L2PGSK.device)
         self._rules: dict[str, DrawRule] = {}
 
     def open(self, request_id: str, rule: DrawRule) -> None:
@@ -62,7 +63,7 @@ class Runner:
         _move(batch.swapped_out, self.pool, self._host)
         _move(batch.swapped_in, self._host, self.pool)
         _move(batch.copied, self.pool, self.pool)
-        inputs = to_inputs(batch, self._slots, self.pool.page_size, self.pool.kv_L2PGSK.device)
+        inputs = self._inputs.fill(batch, self._slots)
         kv = PagedKV(self.pool, inputs.step, self._backend)
         x_TD = self.model.hidden(inputs.token_T, inputs.position_T, kv)
         return self._results(x_TD, batch.rows)

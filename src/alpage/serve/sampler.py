@@ -1,6 +1,6 @@
 """Sampler: what the rows of a step draw, by the rules of their requests.
 
-Dims: R rows that draw, V vocabulary, D draws (a row may draw several), E tokens with a bias.
+Dims: R rows that draw, V vocabulary, D draws (a row may draw several).
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from alpage.ops import sampling
+from alpage.serve.adjust import adjust
 from alpage.serve.batch import Row
 from alpage.serve.outputs import Logprob, TokenLogprobs
 from alpage.serve.params import SamplingParams
@@ -25,8 +26,8 @@ def sample(logits_RV: Tensor, rows: Sequence[Row], slots: Slots) -> list[RowResu
         rows: R rows with `num_draws` > 0.
         slots: the rows' state.
     """
-    adjusted_RV = _adjust(logits_RV, rows, slots)
-    rules = [_rule(slots, row) for row in rows]
+    adjusted_RV = adjust(logits_RV, rows, slots)
+    rules = [slots.rule(row.slot) for row in rows]
     drawing = [r for r, rule in enumerate(rules) if isinstance(rule.params, SamplingParams)]
     results: dict[int, RowResult] = {}
     if drawing:
@@ -56,12 +57,6 @@ def to_logprobs(
             entry.setdefault(top_ids[r][place], Logprob(top_logprobs[r][place], place + 1))
         entries.append(entry)
     return entries
-
-
-def _rule(slots: Slots, row: Row) -> DrawRule:
-    rule = slots.rules[row.slot]
-    assert rule is not None, "a row's slot is opened before it draws"
-    return rule
 
 
 def _draw(
@@ -118,35 +113,3 @@ def _logprobs(
     for (r, _), entry in zip(pairs, entries, strict=True):
         by_row.setdefault(r, []).append(entry)
     return by_row
-
-
-def _adjust(logits_RV: Tensor, rows: Sequence[Row], slots: Slots) -> Tensor:
-    """Return the logits with penalties, biases and held back ends, if there are any."""
-    adjusted = [r for r, row in enumerate(rows) if slots.is_adjusted_N[row.slot]]
-    if not adjusted:
-        return logits_RV
-    logits_RV = logits_RV.clone()
-    for r in adjusted:
-        rule, row = _rule(slots, rows[r]), rows[r]
-        num_prompt_tokens = int(slots.num_prompt_tokens_N[row.slot])
-        seen = torch.from_numpy(slots.token_NC[row.slot, : row.context].astype(np.int64))
-        _adjust_row(logits_RV[r], rule, seen.to(logits_RV.device), num_prompt_tokens)
-    return logits_RV
-
-
-def _adjust_row(logits_V: Tensor, rule: DrawRule, seen_C: Tensor, num_prompt_tokens: int) -> None:
-    params = rule.params
-    if isinstance(params, SamplingParams):
-        if params.repetition_penalty != 1:
-            sampling.penalize_repetition(logits_V, seen_C, params.repetition_penalty)
-        if params.presence_penalty or params.frequency_penalty:
-            output_C = seen_C[num_prompt_tokens:]
-            sampling.penalize_occurrence(
-                logits_V, output_C, params.presence_penalty, params.frequency_penalty
-            )
-        if params.logit_bias:
-            token_E = torch.tensor(list(params.logit_bias), device=logits_V.device)
-            bias_E = torch.tensor(list(params.logit_bias.values()), device=logits_V.device)
-            logits_V[token_E] += bias_E.to(logits_V.dtype)
-    if rule.end_ids and len(seen_C) - num_prompt_tokens < params.min_tokens:
-        logits_V[list(rule.end_ids)] = -torch.inf

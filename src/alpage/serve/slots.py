@@ -42,6 +42,18 @@ class DrawRule:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Bias:
+    """What is added to the logits of some tokens."""
+
+    tokens: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+
+NO_BIAS = Bias(np.empty(0, np.int64), np.empty(0, np.float32))
+
+
+@final
 class Slots:
     """Arrays with a row per slot."""
 
@@ -56,9 +68,22 @@ class Slots:
         self.top_k_N: NDArray[np.int64] = np.zeros(num_slots, np.int64)
         self.top_p_N: NDArray[np.float32] = np.ones(num_slots, np.float32)
         self.min_p_N: NDArray[np.float32] = np.zeros(num_slots, np.float32)
-        # Rows whose logits are changed before a token is drawn; most are not.
+        self.repetition_penalty_N: NDArray[np.float32] = np.ones(num_slots, np.float32)
+        self.presence_penalty_N: NDArray[np.float32] = np.zeros(num_slots, np.float32)
+        self.frequency_penalty_N: NDArray[np.float32] = np.zeros(num_slots, np.float32)
+        self.min_tokens_N: NDArray[np.int64] = np.zeros(num_slots, np.int64)
+        # Rows whose logits are changed before a token is drawn, most are not; and those of them
+        # that tokens seen before are held against.
         self.is_adjusted_N: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
-        self.rules: list[DrawRule | None] = [None] * num_slots
+        self.is_penalized_N: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
+        self.biases: list[Bias] = [NO_BIAS] * num_slots
+        self._rules: list[DrawRule | None] = [None] * num_slots
+
+    def rule(self, slot: int) -> DrawRule:
+        """Return how the sequence of a slot draws."""
+        rule = self._rules[slot]
+        assert rule is not None, "a row's slot is opened before it draws"
+        return rule
 
     def update(self, batch: Batch, rules: dict[str, DrawRule]) -> None:
         """Take in what a step says is new, in the step's order."""
@@ -80,26 +105,47 @@ class Slots:
             self.top_k_N,
             self.top_p_N,
             self.min_p_N,
+            self.repetition_penalty_N,
+            self.presence_penalty_N,
+            self.frequency_penalty_N,
+            self.min_tokens_N,
             self.is_adjusted_N,
+            self.is_penalized_N,
         ):
             array[slot] = array[source]
-        self.rules[slot] = self.rules[source]
+        self.biases[slot] = self.biases[source]
+        self._rules[slot] = self._rules[source]
 
     def _open(self, slot: int, tokens: tuple[int, ...], rule: DrawRule) -> None:
         self.token_NC[slot, : len(tokens)] = tokens
         self.num_prompt_tokens_N[slot] = len(tokens)
         self.seed_N[slot] = rule.seed
-        self.rules[slot] = rule
+        self._rules[slot] = rule
         params = rule.params
-        self.is_adjusted_N[slot] = params.min_tokens > 0
+        self.min_tokens_N[slot] = params.min_tokens
+        self.is_penalized_N[slot] = False
+        self.biases[slot] = NO_BIAS
         if isinstance(params, SamplingParams):
-            self.temperature_N[slot] = params.temperature
-            self.top_k_N[slot] = params.top_k if params.top_k > 0 else np.iinfo(np.int64).max
-            self.top_p_N[slot] = params.top_p
-            self.min_p_N[slot] = params.min_p
-            self.is_adjusted_N[slot] |= (
-                params.repetition_penalty != 1
-                or params.presence_penalty != 0
-                or params.frequency_penalty != 0
-                or bool(params.logit_bias)
+            self._open_sampling(slot, params)
+        self.is_adjusted_N[slot] = (
+            params.min_tokens > 0 or self.is_penalized_N[slot] or self.biases[slot] is not NO_BIAS
+        )
+
+    def _open_sampling(self, slot: int, params: SamplingParams) -> None:
+        self.temperature_N[slot] = params.temperature
+        self.top_k_N[slot] = params.top_k if params.top_k > 0 else np.iinfo(np.int64).max
+        self.top_p_N[slot] = params.top_p
+        self.min_p_N[slot] = params.min_p
+        self.repetition_penalty_N[slot] = params.repetition_penalty
+        self.presence_penalty_N[slot] = params.presence_penalty
+        self.frequency_penalty_N[slot] = params.frequency_penalty
+        self.is_penalized_N[slot] = (
+            params.repetition_penalty != 1
+            or params.presence_penalty != 0
+            or params.frequency_penalty != 0
+        )
+        if params.logit_bias:
+            self.biases[slot] = Bias(
+                np.array(list(params.logit_bias), np.int64),
+                np.array(list(params.logit_bias.values()), np.float32),
             )
