@@ -1,5 +1,6 @@
 """App: the commands put together, and what the shell is told when one fails."""
 
+import errno
 import io
 import os
 import sys
@@ -10,9 +11,10 @@ import typer
 from alpage.cli.bench import bench_app
 from alpage.cli.chat import chat
 from alpage.cli.generate import generate
+from alpage.cli.hardware import hardware
 from alpage.cli.models import models_app
 from alpage.cli.terminal import print_error
-from alpage.errors import AlpageError
+from alpage.errors import AlpageError, InvalidValue
 
 # Plain help and plain tracebacks: the same text with every version of Rich, and no wait for it.
 app = typer.Typer(
@@ -23,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(chat)
+app.command()(hardware)
 app.add_typer(models_app, name="models")
 app.add_typer(bench_app, name="bench", short_help="Measure speed and use of memory.")
 
@@ -53,6 +56,7 @@ def main() -> None:
     The status is 0, or 1 after an `AlpageError`, 2 if the command was written wrongly, 130 after
     Ctrl-C. Any other exception is a bug of ours and keeps its traceback.
     """
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that knows few characters shows the others as escapes.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -64,7 +68,28 @@ def main() -> None:
     except AlpageError as error:
         print_error(error)
         sys.exit(1)
-    except BrokenPipeError:
-        # The reader has gone, as in `| head -1`: let the interpreter's last flush find no pipe.
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        if error.errno == errno.ENOSPC:
+            print_error(_full_disk())
+        # What is still to be written, nobody reads (as in `| head -1`) or no disk holds: let the
+        # interpreter's last flush write it nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _open_closed_streams() -> None:
+    """Let streams that the shell closed, as `<&-` does, be empty ones."""
+    sys.stdin = sys.stdin or io.TextIOWrapper(io.BytesIO())
+    sys.stdout = sys.stdout or io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    sys.stderr = sys.stderr or io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+
+
+def _full_disk() -> AlpageError:
+    return InvalidValue(
+        field="stdout",
+        value=None,
+        limit="leads to a disk that is full",
+        remedy="Free disk space, or write somewhere else",
+    )

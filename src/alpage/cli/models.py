@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from alpage.cli.table import aligned
 from alpage.models import catalogue
 from alpage.units import format_bytes
 
@@ -52,18 +53,19 @@ def pull(name: Annotated[str, typer.Argument(metavar="NAME", help="A short name.
 
 
 def _to_table(listings: Sequence[catalogue.ModelListing]) -> str:
-    # Not Rich's table, which would fold long paths.
-    rows = [("NAME", "SIZE", "LICENSE", "PATH")] + [
-        (
-            listing.name,
-            format_bytes(listing.size_bytes),
-            listing.license,
-            str(listing.path) if listing.is_present else f"(alpage models pull {listing.name})",
-        )
-        for listing in listings
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+    return aligned(
+        [
+            ("NAME", "SIZE", "LICENSE", "PATH"),
+            *(
+                (
+                    listing.name,
+                    format_bytes(listing.size_bytes),
+                    listing.license,
+                    str(listing.path)
+                    if listing.is_present
+                    else f"(alpage models pull {listing.name})",
+                )
+                for listing in listings
+            ),
+        ]
     )

@@ -1,6 +1,7 @@
 """CPU: what the processor of this machine can do, and how much of it is ours."""
 
 import os
+import platform
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -34,17 +35,31 @@ def cpu_features(root: Path = Path("/")) -> frozenset[str]:
     Args:
         root: where /proc lies.
     """
-    try:
-        text = (root / "proc/cpuinfo").read_text()
-    except OSError:
-        return frozenset()
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
+    return frozenset(_cpuinfo(root, "flags", "Features").split())
+
+
+def cpu_name(root: Path = Path("/")) -> str:
+    """Return what the CPU calls itself, or else its architecture, such as "arm64".
+
+    Args:
+        root: where /proc lies.
+    """
+    return _cpuinfo(root, "model name") or platform.machine() or "CPU"
 
 
 def has_bf16_compute(features: Collection[str]) -> bool:
     """Return whether such a CPU multiplies bfloat16 itself, and not by way of float32."""
     return not _BF16_FEATURES.isdisjoint(features)
+
+
+def _cpuinfo(root: Path, *names: str) -> str:
+    """The first value under one of these names that Linux knows of the CPU, "" if there is none."""
+    try:
+        text = (root / "proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in names:
+            return value.strip()
+    return ""

@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING
 from alpage.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from alpage.runtime.calibration import Calibration, calibrate, num_local_devices
     from alpage.runtime.ceilings import Ceilings, measure_ceilings
 
-__all__ = ["Ceilings", "measure_ceilings"]
+__all__ = ["Calibration", "Ceilings", "calibrate", "measure_ceilings", "num_local_devices"]
 
-__getattr__ = lazy_names(__name__, {"Ceilings": "ceilings", "measure_ceilings": "ceilings"})
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Calibration": "calibration",
+        "calibrate": "calibration",
+        "num_local_devices": "calibration",
+        "Ceilings": "ceilings",
+        "measure_ceilings": "ceilings",
+    },
+)

@@ -37,34 +37,63 @@ class Ceilings:
     memory_bytes_per_s: float
 
 
-@torch.inference_mode()
-def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Return the best of what about a second shows, with as many threads as PyTorch uses."""
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """Something to do again and again, and how much of it is done each time.
+
+    Attributes:
+        run: does it once; on a GPU it may return before it is done.
+        amount: operations or bytes.
+    """
+
+    run: Callable[[], object]
+    amount: int
+
+
+def matmul_load(device: torch.device, dtype: torch.dtype) -> Load:
+    """Return a square matrix product, and its operations."""
     size = _MATRIX_SIZE[device.type]
     x_MK = torch.randn(size, size, device=device).to(dtype)
     w_NK = torch.randn(size, size, device=device).to(dtype)
-    product_s = _least_s(lambda: F.linear(x_MK, w_NK), device)
+    return Load(run=lambda: F.linear(x_MK, w_NK), amount=2 * size**3)
+
+
+def read_load(device: torch.device, *, num_readers: int = 1) -> Load:
+    """Return the read of a buffer, and its bytes.
+
+    Args:
+        device: whose memory it is.
+        num_readers: that read buffers of the same memory at once, and leave each other's alone: all
+            of them together are what no cache holds.
+    """
+    num_bytes = _BUFFER_BYTES[device.type] // num_readers
+    buffer = torch.ones(num_bytes // torch.float32.itemsize, device=device)
     # A sum is bound by memory on every device, and PyTorch splits it over all threads.
-    buffer = torch.ones(_BUFFER_BYTES[device.type] // torch.float32.itemsize, device=device)
-    read_s = _least_s(buffer.sum, device)
+    return Load(run=buffer.sum, amount=buffer.nbytes)
+
+
+@torch.inference_mode()
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """Return the best of what about a second shows, with as many threads as PyTorch uses."""
     return Ceilings(
-        matmul_flops_per_s=2 * size**3 / product_s,
-        memory_bytes_per_s=buffer.nbytes / read_s,
+        matmul_flops_per_s=_best_per_s(matmul_load(device, dtype), device),
+        memory_bytes_per_s=_best_per_s(read_load(device), device),
     )
 
 
-def _least_s(work: Callable[[], object], device: torch.device) -> float:
-    """Return the shortest time that `work` took, after one run to warm up."""
-    _timed_s(work, device)
+def _best_per_s(load: Load, device: torch.device) -> float:
+    """Return the amount a second of the shortest run, after one run to warm up."""
+    _timed_s(load, device)
     times_s: list[float] = []
     while len(times_s) < _MIN_REPEATS or sum(times_s) < _BUDGET_S:
-        times_s.append(_timed_s(work, device))
-    return min(times_s)
+        times_s.append(_timed_s(load, device))
+    return load.amount / min(times_s)
 
 
-def _timed_s(work: Callable[[], object], device: torch.device) -> float:
+def _timed_s(load: Load, device: torch.device) -> float:
     start_s = time.perf_counter()
-    work()
+    load.run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start_s

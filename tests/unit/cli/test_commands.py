@@ -40,6 +40,9 @@ def test_offers_what_it_has_always_offered(golden):
         ("chat", "--help"),
         ("models",),
         ("models", "pull", "--help"),
+        ("hardware", "--help"),
+        ("hardware", "--cluster", "tpu-v4-64"),
+        ("hardware", "--cluster", "v100-64", "--json"),
         ("bench", "offline", "--help"),
     ],
     ids=" ".join,
@@ -97,6 +100,7 @@ REFUSED = {
         ("generate", "-p", "x", "--beam-width", "2", "--n", "3"),
         "n=3: must be a whole number, between 1 and 2",
     ),
+    "unknown cluster": (("hardware", "--cluster", "h10-8"), "Perhaps you mean h100-8"),
     "empty stop": (("generate", "-p", "x", "--stop", ""), "stop='': must be strings"),
 }
 

@@ -7,6 +7,7 @@ import pytest
 from alpage.hardware import (
     available_memory_bytes,
     cpu_features,
+    cpu_name,
     has_bf16_compute,
     num_usable_cores,
 )
@@ -136,8 +137,14 @@ def test_bf16_compute(cpuinfo, expected, tmp_path):
     assert has_bf16_compute(features) == expected
 
 
-def test_features_without_proc(tmp_path):
+def test_name(tmp_path):
+    cpuinfo = "processor : 0\nmodel\t\t: 17\nmodel name\t: AMD EPYC 9R14\nflags : fpu"
+    assert cpu_name(machine(tmp_path, {"proc/cpuinfo": cpuinfo})) == "AMD EPYC 9R14"
+
+
+def test_without_proc(tmp_path):
     assert cpu_features(tmp_path) == frozenset()
+    assert cpu_name(tmp_path)
 
 
 def test_this_machine():
