@@ -22,6 +22,9 @@ DOORS = [
 
 MAX_PUBLIC_NAMES = 15
 MAX_DOOR_NAMES = 8
+# Two things behind one door: what machine this is and what clusters are; how a tensor lies and
+# where in a model it changes that.
+WIDE_DOORS = {"alpage": MAX_PUBLIC_NAMES, "alpage.hardware": 13, "alpage.layout": 12}
 MAX_FIELDS = 12
 # A request's knobs carry the names that vLLM and OpenAI gave them: all of them, side by side.
 WIDE_BY_CONVENTION = {"SamplingParams"}
@@ -67,7 +70,7 @@ def test_door_is_a_docstring_and_a_short_list(door):
     tree = tree_of(door)
     names = importlib.import_module(door).__all__
     assert ast.get_docstring(tree)
-    assert len(names) <= (MAX_PUBLIC_NAMES if door == "alpage" else MAX_DOOR_NAMES)
+    assert len(names) <= WIDE_DOORS.get(door, MAX_DOOR_NAMES)
     assert set(names) == set(exports_of(door)) - {"__version__"}
     for node in tree.body[1:]:
         is_list = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).startswith("__")

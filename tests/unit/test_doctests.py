@@ -5,7 +5,16 @@ import importlib
 
 import pytest
 
-MODULES = ["units", "workload", "cost.arithmetic", "serve.pages"]
+MODULES = [
+    "units",
+    "workload",
+    "layout.attention",
+    "layout.named",
+    "layout.redistribute",
+    "layout.sharding",
+    "cost.arithmetic",
+    "serve.pages",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,0 +1,26 @@
+"""Layout: how tensors lie on a mesh, and what it takes to lie otherwise.
+
+May import: hardware and the base modules. No torch.
+"""
+
+from alpage.layout.attention import Attention, attentions
+from alpage.layout.block import Change, block_changes, ends_changes
+from alpage.layout.collective import Collective
+from alpage.layout.named import LAYOUTS, Layout, named_layout
+from alpage.layout.redistribute import redistribute
+from alpage.layout.sharding import Dim, Sharding
+
+__all__ = [
+    "LAYOUTS",
+    "Attention",
+    "Change",
+    "Collective",
+    "Dim",
+    "Layout",
+    "Sharding",
+    "attentions",
+    "block_changes",
+    "ends_changes",
+    "named_layout",
+    "redistribute",
+]

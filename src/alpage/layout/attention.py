@@ -1,0 +1,104 @@
+"""Attention: which ranks attend for which heads of which sequences, and keep their keys and values.
+
+Sharded over heads, every rank attends with its share of the query heads. Keys and values follow
+as far as there are heads of them: a single one (multi-query) lies on every rank, and so does what
+is read at every step. Sharded over batch, queries move from heads to sequences by an all-to-all
+before attention and back behind it, so that a rank keeps and reads the keys and values of its own
+sequences only (Pope et al. 2022, arXiv:2211.05102, section 3.3).
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from alpage.hardware import Mesh
+from alpage.layout.named import Layout
+from alpage.layout.sharding import Dim, Sharding
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """How queries, keys and values lie while a rank attends.
+
+    Attributes:
+        layout: of the block.
+        batch: mesh axes that move from the heads to the tokens; the last ones of `head_axes`, or
+            none.
+
+    >>> from alpage.layout.named import LAYOUTS
+    >>> over_batch = Attention(layout=LAYOUTS["ws_2d"], batch=("y", "x"))
+    >>> print(over_batch.projected(), over_batch.queries())
+    TH_zyK partialsum-x T_yxH_zK
+    """
+
+    layout: Layout
+    batch: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        axes = head_axes(self.layout)
+        assert self.batch == axes[len(axes) - len(self.batch) :], "batch takes the last axes"
+
+    @property
+    def name(self) -> str:
+        """The paper's word: "batch" if any axis cuts the sequences, else "heads"."""
+        return "batch" if self.sequence_axes else "heads"
+
+    @property
+    def sequence_axes(self) -> tuple[str, ...]:
+        """Mesh axes that cut the sequences while attending."""
+        return self.layout.tokens + self.batch
+
+    def projected(self) -> Sharding:
+        """Return how queries leave their projection."""
+        return _heads(self.layout.tokens, "H", self.layout.ffw, self.layout.embed)
+
+    def queries(self) -> Sharding:
+        """Return how queries lie while attending; so do the attended values."""
+        return _heads(self.sequence_axes, "H", self._kept())
+
+    def attended(self) -> Sharding:
+        """Return how attended values lie when the output projection is multiplied with them."""
+        return _heads(self.layout.tokens, "H", self.layout.ffw)
+
+    def projected_kv(self, num_kv_heads: int, mesh: Mesh) -> Sharding:
+        """Return how keys and values leave their projections."""
+        axes = dividing(self.layout.ffw, num_kv_heads, mesh)
+        return _heads(self.layout.tokens, "G", axes, self.layout.embed)
+
+    def kv(self, num_kv_heads: int, mesh: Mesh) -> Sharding:
+        """Return how keys and values lie while attending, and in memory."""
+        axes = dividing(self.layout.ffw, num_kv_heads, mesh)
+        return _heads(self.sequence_axes, "G", axes[: len(self._kept())])
+
+    def _kept(self) -> tuple[str, ...]:
+        axes = head_axes(self.layout)
+        return axes[: len(axes) - len(self.batch)]
+
+
+def head_axes(layout: Layout) -> tuple[str, ...]:
+    """Return the mesh axes that the heads can be cut over once their summands are added."""
+    return layout.ffw + layout.embed
+
+
+def attentions(layout: Layout) -> tuple[Attention, ...]:
+    """Return the ways to attend under a layout: over heads first, then over ever more sequences."""
+    axes = head_axes(layout)
+    return tuple(
+        Attention(layout=layout, batch=axes[len(axes) - num_axes :])
+        for num_axes in range(len(axes) + 1)
+    )
+
+
+def dividing(axes: tuple[str, ...], num_heads: int, mesh: Mesh) -> tuple[str, ...]:
+    """Return the first of the axes, as many as together cut the heads into equal shares."""
+    num_axes = len(axes)
+    while num_heads % mesh.size(axes[:num_axes]):
+        num_axes -= 1
+    return axes[:num_axes]
+
+
+def _heads(
+    tokens: tuple[str, ...], letter: str, axes: tuple[str, ...], partial: tuple[str, ...] = ()
+) -> Sharding:
+    dims = (Dim(letter="T", axes=tokens), Dim(letter=letter, axes=axes), Dim(letter="K"))
+    return Sharding(dims=dims, partial=partial)

@@ -1,0 +1,151 @@
+"""Block: every place of a transformer where a tensor changes how it lies, in order.
+
+Running a layout means to carry these changes out, and pricing it means to price them, so both read
+this list.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, final
+
+from alpage.hardware import Mesh
+from alpage.layout.attention import Attention, dividing
+from alpage.layout.collective import Collective
+from alpage.layout.redistribute import redistribute
+from alpage.layout.sharding import Dim, Sharding
+from alpage.workload import ModelShape
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A tensor that lies in one way and has to lie in another.
+
+    Attributes:
+        point: where in the model.
+        before: how the tensor lies.
+        after: how it has to lie.
+        num_tensors: alike tensors that change at this point.
+        content: "weight", "activation", or "statistic", which is a float32 number a token.
+    """
+
+    point: str
+    before: Sharding
+    after: Sharding
+    num_tensors: int = 1
+    content: Literal["weight", "activation", "statistic"] = "activation"
+
+    def collectives(
+        self, sizes: dict[str, int], mesh: Mesh, element_bytes: int
+    ) -> tuple[Collective, ...]:
+        """Return what carries out the change of one tensor. See `redistribute`."""
+        return redistribute(
+            self.before, self.after, sizes=sizes, mesh=mesh, element_bytes=element_bytes
+        )
+
+
+def block_changes(shape: ModelShape, attention: Attention, mesh: Mesh) -> tuple[Change, ...]:
+    """Return the changes of one block, weight gathers first.
+
+    In a parallel block attention and feed-forward read one input and add up before one output
+    moves; else each has its own.
+    """
+    halves = [_attention(shape, attention, mesh), _feed_forward(shape, attention)]
+    parts = [[*halves[0], *halves[1]]] if shape.is_parallel else halves
+    changes = list(_weights(shape, attention, mesh))
+    for part in parts:
+        changes += [*_entry(attention), *part, _exit(attention)]
+    return tuple(change for change in changes if change.before != change.after)
+
+
+def ends_changes(attention: Attention, mesh: Mesh) -> tuple[Change, ...]:
+    """Return the changes before the first and behind the last block: embedding and logits.
+
+    The vocabulary is cut over all ranks. Tokens that are cut are gathered for both ends.
+    """
+    layout = attention.layout
+    vocab = tuple(axis for axis in mesh.names if axis not in layout.tokens)
+    found = Sharding(dims=(Dim(letter="T", axes=layout.tokens), Dim(letter="E")), partial=vocab)
+    whole = Sharding(dims=(Dim(letter="T", axes=layout.tokens), Dim(letter="E")))
+    cut = Sharding(dims=(Dim(letter="T", axes=layout.tokens), Dim(letter="V", axes=vocab)))
+    gathered = Sharding(dims=(Dim(letter="T", axes=layout.tokens), Dim(letter="V")))
+    changes = (
+        Change(point="embedding", before=found, after=layout.residual_sharding()),
+        Change(point="logits input", before=layout.residual_sharding(), after=whole),
+        Change(point="logits", before=cut, after=gathered),
+    )
+    return tuple(change for change in changes if change.before != change.after)
+
+
+def _entry(attention: Attention) -> Iterator[Change]:
+    layout = attention.layout
+    tokens = (Dim(letter="T", axes=layout.tokens),)
+    yield Change(
+        point="norm",
+        before=Sharding(dims=tokens, partial=layout.residual),
+        after=Sharding(dims=tokens),
+        content="statistic",
+    )
+    yield Change(point="block input", before=layout.residual_sharding(), after=layout.block_input())
+
+
+def _attention(shape: ModelShape, attention: Attention, mesh: Mesh) -> Iterator[Change]:
+    yield Change(point="queries", before=attention.projected(), after=attention.queries())
+    yield Change(
+        point="keys and values",
+        before=attention.projected_kv(shape.num_kv_heads, mesh),
+        after=attention.kv(shape.num_kv_heads, mesh),
+        num_tensors=2,
+    )
+    yield Change(point="attended", before=attention.queries(), after=attention.attended())
+
+
+def _feed_forward(shape: ModelShape, attention: Attention) -> Iterator[Change]:
+    layout = attention.layout
+    yield Change(
+        point="hidden, partial",
+        before=layout.hidden_partial(),
+        after=layout.hidden_scattered(),
+        num_tensors=shape.num_ffn_matrices - 1,
+    )
+    yield Change(point="hidden", before=layout.hidden_scattered(), after=layout.hidden())
+
+
+def _exit(attention: Attention) -> Change:
+    layout = attention.layout
+    return Change(
+        point="block output", before=layout.output_partial(), after=layout.residual_sharding()
+    )
+
+
+def _weights(shape: ModelShape, attention: Attention, mesh: Mesh) -> Iterator[Change]:
+    layout = attention.layout
+    feed_forward = shape.num_ffn_matrices * shape.num_experts
+    yield Change(
+        point="feed-forward weights",
+        before=layout.stored_weight("EF"),
+        after=layout.used_weight("EF"),
+        num_tensors=feed_forward,
+        content="weight",
+    )
+    yield Change(
+        point="query and output weights",
+        before=_head_weight("H", layout.stored_embed, layout.stored_ffw),
+        after=_head_weight("H", layout.embed, layout.ffw),
+        num_tensors=2,
+        content="weight",
+    )
+    yield Change(
+        point="key and value weights",
+        before=_head_weight(
+            "G", layout.stored_embed, dividing(layout.stored_ffw, shape.num_kv_heads, mesh)
+        ),
+        after=_head_weight("G", layout.embed, dividing(layout.ffw, shape.num_kv_heads, mesh)),
+        num_tensors=2,
+        content="weight",
+    )
+
+
+def _head_weight(letter: str, embed: tuple[str, ...], heads: tuple[str, ...]) -> Sharding:
+    dims = (Dim(letter="E", axes=embed), Dim(letter=letter, axes=heads), Dim(letter="K"))
+    return Sharding(dims=dims)
