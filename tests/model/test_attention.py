@@ -12,6 +12,8 @@ from alpage.ops.reference import Reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 HEADS = [(4, 4), (6, 2), (5, 1)]
+# Query heads, key/value heads and head dim as in GPT-2, Mixtral and PaLM.
+FAMILIES = {"gpt2": (12, 12, 64), "mixtral": (32, 8, 128), "palm": (16, 1, 256)}
 # New tokens and context of each sequence: decode, whole prompts, chunks, and all of it mixed.
 STEPS = {
     "decode": [(1, 1), (1, 16), (1, 17), (1, 100)],
@@ -51,8 +53,19 @@ def make_step(sizes, page_size, device):
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("sizes", STEPS.values(), ids=STEPS)
 def test_backends_equal_the_reference(backend, dtype, window, heads, sizes):
-    num_heads, num_kv_heads = heads
-    page_size, head_dim = 16, 32
+    check_against_reference(backend, dtype, window, (*heads, 32), sizes)
+
+
+@pytest.mark.parametrize("backend", backends()[:-1], ids=lambda backend: backend.name)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("heads", FAMILIES.values(), ids=FAMILIES)
+def test_backends_equal_the_reference_at_the_heads_of_families(backend, dtype, heads):
+    check_against_reference(backend, dtype, None, heads, STEPS["mixed"])
+
+
+def check_against_reference(backend, dtype, window, heads, sizes):
+    num_heads, num_kv_heads, head_dim = heads
+    page_size = 16
     spec = AttentionSpec(
         device="cpu",
         dtype=dtype,

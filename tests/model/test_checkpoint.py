@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import tokenizers
@@ -20,7 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from alpage.errors import AlpageError, BadCheckpoint, ModelNotFound, Unsupported
+from alpage.errors import AlpageError, BadCheckpoint, ModelNotFound, OutOfMemory, Unsupported
+from alpage.models import huggingface_directory
 from alpage.models.checkpoint import open_checkpoint
 
 _CONFIG = LlamaConfig(
@@ -274,9 +276,17 @@ def test_quantised_safetensors_are_refused(directory: Path) -> None:
         open_checkpoint(directory)
 
 
+def test_files_that_cannot_be_mapped(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_directory, "safe_open", Mock(side_effect=MemoryError))
+    with pytest.raises(OutOfMemory, match="may map"):
+        open_checkpoint(directory)
+
+
 def test_what_is_no_model(directory: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match="no such file or directory"):
         open_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(ModelNotFound, match="cannot be read: File name too long"):
+        open_checkpoint(tmp_path / ("x" * 300))
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ModelNotFound, match=r"neither a model's directory nor a .gguf file"):
         open_checkpoint(tmp_path / "notes.txt")

@@ -1,5 +1,7 @@
 """The Llama file against transformers, on tiny random checkpoints."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -73,6 +75,34 @@ def test_bad_rope_numbers_are_refused(scaling, tmp_path):
     config = {k: v for k, v in checkpoint.config.items() if k != "rope_parameters"}
     with pytest.raises(BadCheckpoint, match="rope"):
         build(config | {"rope_scaling": scaling})
+
+
+HUGE = [
+    {"hidden_size": 2**30, "vocab_size": 2**30},
+    # Each of a sound size, and together more than any memory.
+    {"hidden_size": 2**19, "vocab_size": 2**19, "num_attention_heads": 2**19, "head_dim": 2**19},
+    {"num_hidden_layers": 10**6},
+    {"num_hidden_layers": 3},
+    {"rms_norm_eps": 10**400},
+]
+
+
+@pytest.mark.parametrize("sizes", HUGE, ids=str)
+def test_sizes_that_the_tensors_do_not_back_take_no_memory_and_no_time(sizes, tmp_path):
+    make_tiny_llama(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    checkpoint = dataclasses.replace(checkpoint, config={**checkpoint.config, **sizes})
+    with pytest.raises(BadCheckpoint):
+        load(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def test_positions_cost_nothing(tmp_path):
+    make_tiny_llama(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    config = {**checkpoint.config, "max_position_embeddings": 2**31 - 1}
+    checkpoint = dataclasses.replace(checkpoint, config=config)
+    model = load(checkpoint, dtype=torch.float32, device=torch.device("cpu"))
+    assert sum(buffer.numel() for buffer in model.buffers()) < 1000
 
 
 def test_training_gradients_flow(tmp_path):

@@ -15,8 +15,11 @@ from alpage.workload import ModelShape
 
 # Hugging Face's name of an architecture -> our file, which has `build` and `WEIGHTS`.
 ARCHITECTURES: Mapping[str, str] = {
+    "GPT2LMHeadModel": "alpage.models.gpt2",
     "LlamaForCausalLM": "alpage.models.llama",
     "MistralForCausalLM": "alpage.models.llama",
+    "MixtralForCausalLM": "alpage.models.mixtral",
+    "PaLMForCausalLM": "alpage.models.palm",
 }
 
 

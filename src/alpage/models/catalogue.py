@@ -98,9 +98,21 @@ CATALOGUE: Final[Mapping[str, CatalogueEntry]] = MappingProxyType(
 
 
 def default_cache() -> Path:
-    """Return the directory that pulled models are kept in: `$XDG_CACHE_HOME/alpage/models`."""
+    """Return the directory that pulled models are kept in: `$XDG_CACHE_HOME/alpage/models`.
+
+    Raises:
+        InvalidValue: nothing says where the user's files lie.
+    """
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "alpage" / "models"
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "alpage" / "models"
+    except RuntimeError as error:
+        raise InvalidValue(
+            field="HOME",
+            value=None,
+            limit="must be set, since this user has no home directory",
+            remedy="Set it, or XDG_CACHE_HOME",
+        ) from error
 
 
 def list_models(
@@ -134,11 +146,29 @@ def resolve(
         catalogue: the short names.
 
     Raises:
+        InvalidValue: it is neither text nor a path.
         ModelNotFound: there is no such path, and no such short name in the cache.
     """
-    path, name = Path(name_or_path).expanduser(), str(name_or_path)
-    if path.exists():
-        return path
+    if not isinstance(name_or_path, str | Path):
+        raise InvalidValue(
+            field="model",
+            value=name_or_path,
+            limit="must be a text or a path",
+            remedy="Give a short name, a model directory or a .gguf file",
+        )
+    name = str(name_or_path)
+    try:
+        path = Path(name_or_path).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "there is no such home directory"
+        raise ModelNotFound(
+            field="model",
+            value=name,
+            limit=f"cannot be looked for: {reason}",
+            remedy="Check the path, and who may read it",
+        ) from error
     cache = default_cache() if cache is None else cache
     if name not in catalogue:
         raise _unknown(name, catalogue)
@@ -233,8 +263,16 @@ def _path(cache: Path, name: str) -> Path:
 
 def _is_present(cache: Path, name: str, entry: CatalogueEntry) -> bool:
     path = _path(cache, name)
-    # Only verified files are moved there; the size tells a newer version of the entry apart.
-    return path.is_file() and path.stat().st_size == entry.size_bytes
+    try:
+        # Only verified files are moved there; the size tells a newer version of the entry apart.
+        return path.is_file() and path.stat().st_size == entry.size_bytes
+    except OSError as error:
+        raise InvalidValue(
+            field="cache",
+            value=str(cache),
+            limit=f"cannot be read: {error}",
+            remedy="Check who may read it, or choose another directory with XDG_CACHE_HOME",
+        ) from error
 
 
 def _unknown(name: str, catalogue: Mapping[str, CatalogueEntry]) -> ModelNotFound:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, final
 
 from torch import Tensor
 
-from alpage.errors import ModelNotFound, Unsupported
+from alpage.errors import ModelNotFound, OutOfMemory, Unsupported
 from alpage.models.gguf_file import read_gguf
 from alpage.models.gguf_model import GgufModel
 from alpage.models.gguf_tokenizer import build_tokenizer
@@ -86,7 +86,27 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ModelNotFound: nothing that could be a model is there.
         BadCheckpoint: files are missing, truncated, corrupt or contradict each other.
         Unsupported: the files are of a kind that is refused, such as pickles.
+        OutOfMemory: the files cannot be mapped.
     """
+    try:
+        return _open(path)
+    except OSError as error:
+        raise ModelNotFound(
+            field="model",
+            value=str(path),
+            limit=f"cannot be read: {error.strerror}",
+            remedy="Check who may read it",
+        ) from error
+    except MemoryError as error:
+        raise OutOfMemory(
+            field="model",
+            value=str(path),
+            limit="is larger than the memory that this process may map",
+            remedy="Use a smaller model, or raise the limit",
+        ) from error
+
+
+def _open(path: Path) -> Checkpoint:
     if path.is_dir():
         return _open_directory(path)
     if path.is_file() and path.suffix.lower() == ".gguf":

@@ -118,7 +118,7 @@ def _read_file(path: Path) -> dict[str, SafetensorsTensor]:
                 opened=opened,
             )
     except FileNotFoundError as error:
-        raise _bad(path, None, "is missing") from error
+        raise _bad(path, None, "is missing, or may not be read") from error
     except (SafetensorError, OSError) as error:
         raise _bad(path, None, f"is truncated or corrupt: {error}") from error
     return tensors

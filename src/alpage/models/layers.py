@@ -38,6 +38,21 @@ class Embedding(nn.Module):
 
 
 @final
+class LayerNorm(nn.Module):
+    """(x - mean) / deviation * weight + bias of the last dim (Ba et al. 2016, arXiv:1607.06450)."""
+
+    def __init__(self, dim: int, eps: float, *, has_bias: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.bias = nn.Parameter(torch.empty(dim)) if has_bias else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+@final
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dim (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alpage.models import rope
-from alpage.models.config import ConfigReader
+from alpage.models.config import MAX_LAYERS, MAX_POSITIONS, ConfigReader
 from alpage.models.layers import Embedding, Linear, RMSNorm
 from alpage.ops.attention import PagedKV, PagedLayer, attention
 from alpage.workload import ModelShape
@@ -57,7 +57,7 @@ class LlamaConfig:
         rope_config = read.table("rope_parameters") or read.table("rope_scaling")
         read.must_be("hidden_act", ("silu", "swish"), default="silu")
         shape = ModelShape(
-            num_layers=read.size("num_hidden_layers"),
+            num_layers=read.size("num_hidden_layers", at_most=MAX_LAYERS),
             d_model=d_model,
             num_heads=num_heads,
             num_kv_heads=read.size("num_key_value_heads", default=num_heads),
@@ -73,13 +73,13 @@ class LlamaConfig:
         read.must_divide("2", 2, "head_dim", shape.head_dim)
         return LlamaConfig(
             shape=shape,
-            max_positions=read.size("max_position_embeddings", default=2048),
+            max_positions=read.size("max_position_embeddings", default=2048, at_most=MAX_POSITIONS),
             norm_eps=read.number("rms_norm_eps", default=1e-6),
             rope_theta=ConfigReader(rope_config).number(
                 "rope_theta", read.number("rope_theta", 1e4)
             ),
             rope_scaling=rope_config,
-            window=read.size_or_none("sliding_window"),
+            window=read.size_or_none("sliding_window", at_most=MAX_POSITIONS),
             has_attention_bias=read.flag("attention_bias"),
             has_mlp_bias=read.flag("mlp_bias"),
         )
@@ -97,11 +97,10 @@ class Llama(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(shape.num_layers))
         self.norm = RMSNorm(shape.d_model, config.norm_eps)
         self.head = None if shape.is_tied else Linear(shape.d_model, shape.vocab_size)
-        frequency_J, factor = rope.frequencies(
+        frequency_J, self.turn_factor = rope.frequencies(
             shape.head_dim, config.rope_theta, config.rope_scaling, config.max_positions
         )
-        turn_PK = rope.rotation_table(frequency_J, factor, config.max_positions)
-        self.turn_PK = nn.Buffer(turn_PK, persistent=False)
+        self.frequency_J = nn.Buffer(frequency_J, persistent=False)
 
     @property
     def shape(self) -> ModelShape:
@@ -126,7 +125,7 @@ class Llama(nn.Module):
     def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
         """Return x_TD, what the vocabulary projection reads."""
         x_TD = self.embedding(tokens_T)
-        turn_TK = self.turn_PK[positions_T]
+        turn_TK = rope.turns(positions_T, self.frequency_J, self.turn_factor)
         for layer, block in enumerate(self.blocks):
             x_TD = block(x_TD, turn_TK, None if kv is None else kv[layer])
         return self.norm(x_TD)  # type: ignore[no-any-return]
@@ -145,7 +144,9 @@ class Block(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.shape.d_model, config.norm_eps)
-        self.attention = Attention(config)
+        self.attention = Attention(
+            config.shape, window=config.window, has_bias=config.has_attention_bias
+        )
         self.mlp_norm = RMSNorm(config.shape.d_model, config.norm_eps)
         self.mlp = MLP(config)
 
@@ -159,11 +160,10 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, shape: ModelShape, *, window: int | None, has_bias: bool) -> None:
         super().__init__()
-        shape, has_bias = config.shape, config.has_attention_bias
         self.head_dim = shape.head_dim
-        self.window = config.window
+        self.window = window
         self.heads = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
         self.qkv = Linear(shape.d_model, sum(self.heads) * shape.head_dim, has_bias=has_bias)
         self.out = Linear(shape.num_heads * shape.head_dim, shape.d_model, has_bias=has_bias)

@@ -10,7 +10,8 @@ frequency_j = theta^(-2j/K). Longer contexts than trained for divide some freque
               arXiv:2309.00071)
     factors   each by its own factor, as GGUF files of Llama 3 store them
 
-The tables are made on the CPU even while a model is built on the meta device: they are no weights.
+The frequencies are made on the CPU even while a model is built on the meta device: they are no
+weights.
 
 Dims: T tokens (any leading dims), H heads, K head dim, J = K / 2 feature pairs.
 """
@@ -125,16 +126,15 @@ def _yarn_attention_factor(factor: float, scaling: Mapping[str, Any]) -> float:
     return scale(1.0)
 
 
-def rotation_table(frequency_J: Tensor, factor: float, num_positions: int) -> Tensor:
-    """Return table_PK: cosines then sines of every position, float32."""
-    angle_PJ = torch.outer(
-        torch.arange(num_positions, dtype=torch.float32, device="cpu"), frequency_J
-    )
-    return torch.cat((angle_PJ.cos(), angle_PJ.sin()), dim=-1) * factor
+def turns(positions_T: Tensor, frequency_J: Tensor, factor: float) -> Tensor:
+    """Return turn_TK: cosines then sines of every pair's angle at each position, float32."""
+    assert frequency_J.dtype == torch.float32, "rounded frequencies turn far positions wrongly"
+    angle_TJ = positions_T[..., None] * frequency_J
+    return torch.cat((angle_TJ.cos(), angle_TJ.sin()), dim=-1) * factor
 
 
 def rotate(x_THK: Tensor, turn_TK: Tensor) -> Tensor:
-    """Turn every feature pair by its position's angle; `turn_TK` is rows of the rotation table."""
+    """Turn every feature pair by its position's angle; `turn_TK` is what `turns` gives."""
     cos_T1J, sin_T1J = turn_TK[..., None, :].to(x_THK.dtype).chunk(2, dim=-1)
     one_THJ, other_THJ = x_THK.chunk(2, dim=-1)
     return torch.cat(

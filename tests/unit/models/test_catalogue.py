@@ -133,6 +133,12 @@ def test_names_that_are_not_there(tmp_path: Path) -> None:
             act("Tiny7b", cache=tmp_path, catalogue=catalogue)
     with pytest.raises(ModelNotFound, match="Give a path"):
         resolve("/no/where", cache=tmp_path, catalogue=catalogue)
+    with pytest.raises(ModelNotFound, match="no such home directory"):
+        resolve("~no-such-user/model", cache=tmp_path, catalogue=catalogue)
+    with pytest.raises(ModelNotFound, match="name too long"):
+        resolve("x" * 5000, cache=tmp_path, catalogue=catalogue)
+    with pytest.raises(InvalidValue, match="model=None: must be a text or a path"):
+        resolve(None, cache=tmp_path, catalogue=catalogue)  # type: ignore[arg-type]
 
 
 def test_an_existing_path_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +151,18 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidValue, match="cannot be written to"):
         pull("tiny-1b", cache=tmp_path / "file", catalogue=_catalogue(_Memory()))
+
+
+def test_a_cache_that_cannot_be_read() -> None:
+    with pytest.raises(InvalidValue, match="cannot be read"):
+        list_models(Path("x" * 5000), catalogue=_catalogue(_Memory()))
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", lambda: Path("~no-such-user").expanduser())
+    with pytest.raises(InvalidValue, match="HOME"):
+        default_cache()
 
 
 def test_default_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,190 @@
+"""GPT-2: GPT-2 small to XL, DistilGPT-2, DialoGPT and every other checkpoint of that form.
+
+The choices of the architecture (Radford et al. 2019, "Language Models are Unsupervised Multitask
+Learners", section 2.3; what it does not say is as in GPT, Radford et al. 2018):
+    decoder only, every block `x += attention(norm(x)); x += mlp(norm(x))`
+    LayerNorm with a bias before attention and MLP, and once at the end
+    learned positions, added to the embedding: there are none behind the last
+    multi-head attention, every head with its own keys and values
+    feed-forward down(gelu(up(x))), GELU by its tanh formula (Hendrycks and Gimpel 2016,
+    arXiv:1606.08415, section 2)
+    biases everywhere but in the vocabulary projection, which is tied to the embedding
+
+Dropout is left out. A checkpoint stores weights with a row for every input, and may store old
+constants of the causal mask, which are ignored.
+
+Dims: T tokens (any leading dims: a flat serving step, or B L in training), D model, H heads,
+K head dim, F feed-forward, V vocabulary, R rows whose logits are wanted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alpage.models.config import MAX_LAYERS, ConfigReader
+from alpage.models.layers import Embedding, LayerNorm, Linear
+from alpage.models.weights import Transposed
+from alpage.ops.attention import PagedKV, PagedLayer, attention
+from alpage.workload import ModelShape
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GPT2Config:
+    """The numbers of one GPT-2."""
+
+    shape: ModelShape
+    max_positions: int
+    norm_eps: float
+
+    @staticmethod
+    def from_hf(config: Mapping[str, Any]) -> "GPT2Config":
+        """Read a Hugging Face config.json.
+
+        Raises:
+            BadCheckpoint: a number is missing or does not fit the others.
+            Unsupported: it asks for what this file does not compute.
+        """
+        read = ConfigReader(config)
+        d_model, num_heads = read.size("n_embd"), read.size("n_head")
+        read.must_divide("n_head", num_heads, "n_embd", d_model)
+        read.must_be("activation_function", ("gelu_new", "gelu_pytorch_tanh"), default="gelu_new")
+        read.must_be("scale_attn_weights", (True,), default=True)
+        read.must_be("scale_attn_by_inverse_layer_idx", (False,), default=False)
+        read.must_be("add_cross_attention", (False,), default=False)
+        shape = ModelShape(
+            num_layers=read.size("n_layer", at_most=MAX_LAYERS),
+            d_model=d_model,
+            num_heads=num_heads,
+            num_kv_heads=num_heads,
+            head_dim=d_model // num_heads,
+            d_ff=read.size("n_inner", default=4 * d_model),
+            num_ffn_matrices=2,
+            vocab_size=read.size("vocab_size"),
+            is_tied=read.flag("tie_word_embeddings", default=True),
+        )
+        return GPT2Config(
+            shape=shape,
+            max_positions=read.size("n_positions", default=1024),
+            norm_eps=read.number("layer_norm_epsilon", default=1e-5),
+        )
+
+
+@final
+class GPT2(nn.Module):
+    """tokens_T -> logits_TV."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        shape = config.shape
+        self.config = config
+        self.embedding = Embedding(shape.vocab_size, shape.d_model)
+        self.positions = Embedding(config.max_positions, shape.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(shape.num_layers))
+        self.norm = LayerNorm(shape.d_model, config.norm_eps, has_bias=True)
+        self.head = None if shape.is_tied else Linear(shape.d_model, shape.vocab_size)
+
+    @property
+    def shape(self) -> ModelShape:
+        """Its sizes."""
+        return self.config.shape
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.config.max_positions
+
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
+        """Return logits_TV of every token.
+
+        Args:
+            tokens_T: token ids: flat with `kv`, [B, L] without.
+            positions_T: position of each token in its sequence, below `max_positions`.
+            kv: pages of the past; None: every row of [B, L] is a whole sequence.
+        """
+        return self.logits(self.hidden(tokens_T, positions_T, kv))
+
+    def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
+        """Return x_TD, what the vocabulary projection reads."""
+        # The lookup itself asserts that there is such a position.
+        x_TD = self.embedding(tokens_T) + self.positions(positions_T)
+        for layer, block in enumerate(self.blocks):
+            x_TD = block(x_TD, None if kv is None else kv[layer])
+        return self.norm(x_TD)  # type: ignore[no-any-return]
+
+    def logits(self, x_RD: Tensor) -> Tensor:
+        """Return logits_RV of the rows that are asked for."""
+        if self.head is None:
+            return F.linear(x_RD, self.embedding.weight)
+        return self.head(x_RD)  # type: ignore[no-any-return]
+
+
+@final
+class Block(nn.Module):
+    """x_TD -> x_TD."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.attention_norm = LayerNorm(config.shape.d_model, config.norm_eps, has_bias=True)
+        self.attention = Attention(config.shape)
+        self.mlp_norm = LayerNorm(config.shape.d_model, config.norm_eps, has_bias=True)
+        self.mlp = MLP(config.shape)
+
+    def forward(self, x_TD: Tensor, kv: PagedLayer | None) -> Tensor:
+        """Add attention, then the feed-forward."""
+        x_TD = x_TD + self.attention(self.attention_norm(x_TD), kv)
+        return x_TD + self.mlp(self.mlp_norm(x_TD))  # type: ignore[no-any-return]
+
+
+@final
+class Attention(nn.Module):
+    """Multi-head attention."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.head_dim = shape.head_dim
+        self.qkv = Linear(shape.d_model, 3 * shape.d_model, has_bias=True)
+        self.out = Linear(shape.d_model, shape.d_model, has_bias=True)
+
+    def forward(self, x_TD: Tensor, kv: PagedLayer | None) -> Tensor:
+        """Project, attend, project back."""
+        q_THK, k_THK, v_THK = self.qkv(x_TD).unflatten(-1, (3, -1, self.head_dim)).unbind(-3)
+        out_THK = attention(q_THK, k_THK, v_THK, kv)
+        return self.out(out_THK.flatten(-2))  # type: ignore[no-any-return]
+
+
+@final
+class MLP(nn.Module):
+    """down(gelu(up))."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.up = Linear(shape.d_model, shape.d_ff, has_bias=True)
+        self.down = Linear(shape.d_ff, shape.d_model, has_bias=True)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        """Widen, bend, narrow."""
+        return self.down(F.gelu(self.up(x_TD), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+def build(config: Mapping[str, Any]) -> GPT2:
+    """Return a GPT-2 without weights from a Hugging Face config.json."""
+    return GPT2(GPT2Config.from_hf(config))
+
+
+# Our parameter <- the Hugging Face tensor that it is. `{}` is the number of the block.
+WEIGHTS: Mapping[str, tuple[str, ...]] = {
+    "embedding": ("transformer.wte",),
+    "positions": ("transformer.wpe",),
+    "blocks.{}.attention_norm": ("transformer.h.{}.ln_1",),
+    "blocks.{}.attention.qkv": Transposed(("transformer.h.{}.attn.c_attn",)),
+    "blocks.{}.attention.out": Transposed(("transformer.h.{}.attn.c_proj",)),
+    "blocks.{}.mlp_norm": ("transformer.h.{}.ln_2",),
+    "blocks.{}.mlp.up": Transposed(("transformer.h.{}.mlp.c_fc",)),
+    "blocks.{}.mlp.down": Transposed(("transformer.h.{}.mlp.c_proj",)),
+    "norm": ("transformer.ln_f",),
+    "head": ("lm_head",),
+}

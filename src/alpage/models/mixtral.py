@@ -1,0 +1,191 @@
+"""Mixtral: Mixtral 8x7B, 8x22B and every other checkpoint of that form.
+
+The choices of the architecture (Jiang et al. 2024, arXiv:2401.04088):
+    Mistral's decoder, whose attention is Llama's: RMSNorm before each half of a block, grouped
+    queries, rotary positions, no biases; it may see a window of positions
+    the feed-forward is a mixture of experts: a router picks 2 of 8 SwiGLU feed-forwards for every
+    token, and weighs them by the softmax of their scores (section 2.1)
+
+What balances experts in training, an extra loss and noise on the router, is not part of the model.
+
+Dims: T tokens (any leading dims: a flat serving step, or B L in training), D model, K head dim,
+V vocabulary, R rows whose logits are wanted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alpage.errors import BadCheckpoint
+from alpage.models import rope
+from alpage.models.config import MAX_LAYERS, MAX_POSITIONS, ConfigReader
+from alpage.models.experts import RoutedMLP
+from alpage.models.layers import Embedding, Linear, RMSNorm
+from alpage.models.llama import Attention
+from alpage.models.weights import PerExpert
+from alpage.ops.attention import PagedKV, PagedLayer
+from alpage.workload import ModelShape
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtralConfig:
+    """The numbers of one Mixtral. `rope_scaling` is as in a Hugging Face config, empty for none."""
+
+    shape: ModelShape
+    max_positions: int
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: Mapping[str, Any]
+    window: int | None
+
+    @staticmethod
+    def from_hf(config: Mapping[str, Any]) -> "MixtralConfig":
+        """Read a Hugging Face config.json.
+
+        Raises:
+            BadCheckpoint: a number is missing or does not fit the others.
+            Unsupported: it asks for what this file does not compute.
+        """
+        read = ConfigReader(config)
+        d_model, num_heads = read.size("hidden_size"), read.size("num_attention_heads")
+        rope_config = read.table("rope_parameters") or read.table("rope_scaling")
+        read.must_be("hidden_act", ("silu", "swish"), default="silu")
+        shape = ModelShape(
+            num_layers=read.size("num_hidden_layers", at_most=MAX_LAYERS),
+            d_model=d_model,
+            num_heads=num_heads,
+            num_kv_heads=read.size("num_key_value_heads", default=8),
+            head_dim=read.size("head_dim", default=max(1, d_model // num_heads)),
+            d_ff=read.size("intermediate_size"),
+            num_ffn_matrices=3,
+            vocab_size=read.size("vocab_size"),
+            is_tied=read.flag("tie_word_embeddings"),
+            num_experts=read.size("num_local_experts", default=8),
+            num_active_experts=read.size("num_experts_per_tok", default=2),
+        )
+        read.must_divide(
+            "num_key_value_heads", shape.num_kv_heads, "num_attention_heads", num_heads
+        )
+        read.must_divide("2", 2, "head_dim", shape.head_dim)
+        if shape.num_active_experts > shape.num_experts:
+            raise BadCheckpoint(
+                field="num_experts_per_tok",
+                value=shape.num_active_experts,
+                limit=f"must be at most num_local_experts={shape.num_experts}",
+                remedy="Mend the model's config.json",
+            )
+        return MixtralConfig(
+            shape=shape,
+            max_positions=read.size(
+                "max_position_embeddings", default=131072, at_most=MAX_POSITIONS
+            ),
+            norm_eps=read.number("rms_norm_eps", default=1e-5),
+            rope_theta=ConfigReader(rope_config).number(
+                "rope_theta", read.number("rope_theta", 1e6)
+            ),
+            rope_scaling=rope_config,
+            window=read.size_or_none("sliding_window", at_most=MAX_POSITIONS),
+        )
+
+
+@final
+class Mixtral(nn.Module):
+    """tokens_T -> logits_TV."""
+
+    def __init__(self, config: MixtralConfig) -> None:
+        super().__init__()
+        shape = config.shape
+        self.config = config
+        self.embedding = Embedding(shape.vocab_size, shape.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(shape.num_layers))
+        self.norm = RMSNorm(shape.d_model, config.norm_eps)
+        self.head = None if shape.is_tied else Linear(shape.d_model, shape.vocab_size)
+        frequency_J, self.turn_factor = rope.frequencies(
+            shape.head_dim, config.rope_theta, config.rope_scaling, config.max_positions
+        )
+        self.frequency_J = nn.Buffer(frequency_J, persistent=False)
+
+    @property
+    def shape(self) -> ModelShape:
+        """Its sizes."""
+        return self.config.shape
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.config.max_positions
+
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
+        """Return logits_TV of every token.
+
+        Args:
+            tokens_T: token ids: flat with `kv`, [B, L] without.
+            positions_T: position of each token in its sequence.
+            kv: pages of the past; None: every row of [B, L] is a whole sequence.
+        """
+        return self.logits(self.hidden(tokens_T, positions_T, kv))
+
+    def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
+        """Return x_TD, what the vocabulary projection reads."""
+        x_TD = self.embedding(tokens_T)
+        turn_TK = rope.turns(positions_T, self.frequency_J, self.turn_factor)
+        for layer, block in enumerate(self.blocks):
+            x_TD = block(x_TD, turn_TK, None if kv is None else kv[layer])
+        return self.norm(x_TD)  # type: ignore[no-any-return]
+
+    def logits(self, x_RD: Tensor) -> Tensor:
+        """Return logits_RV of the rows that are asked for."""
+        if self.head is None:
+            return F.linear(x_RD, self.embedding.weight)
+        return self.head(x_RD)  # type: ignore[no-any-return]
+
+
+@final
+class Block(nn.Module):
+    """x_TD -> x_TD."""
+
+    def __init__(self, config: MixtralConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.shape.d_model, config.norm_eps)
+        self.attention = Attention(config.shape, window=config.window, has_bias=False)
+        self.mlp_norm = RMSNorm(config.shape.d_model, config.norm_eps)
+        self.mlp = RoutedMLP(config.shape)
+
+    def forward(self, x_TD: Tensor, turn_TK: Tensor, kv: PagedLayer | None) -> Tensor:
+        """Add attention, then what the picked experts say."""
+        x_TD = x_TD + self.attention(self.attention_norm(x_TD), turn_TK, kv)
+        return x_TD + self.mlp(self.mlp_norm(x_TD))  # type: ignore[no-any-return]
+
+
+def build(config: Mapping[str, Any]) -> Mixtral:
+    """Return a Mixtral without weights from a Hugging Face config.json."""
+    return Mixtral(MixtralConfig.from_hf(config))
+
+
+# Our parameter <- the Hugging Face tensors whose rows it stacks. `{}` is the number of the block,
+# then that of the expert.
+WEIGHTS: Mapping[str, tuple[str, ...]] = {
+    "embedding": ("model.embed_tokens",),
+    "blocks.{}.attention_norm": ("model.layers.{}.input_layernorm",),
+    "blocks.{}.attention.qkv": (
+        "model.layers.{}.self_attn.q_proj",
+        "model.layers.{}.self_attn.k_proj",
+        "model.layers.{}.self_attn.v_proj",
+    ),
+    "blocks.{}.attention.out": ("model.layers.{}.self_attn.o_proj",),
+    "blocks.{}.mlp_norm": ("model.layers.{}.post_attention_layernorm",),
+    "blocks.{}.mlp.router": ("model.layers.{}.block_sparse_moe.gate",),
+    "blocks.{}.mlp.gate_up": PerExpert(
+        (
+            "model.layers.{}.block_sparse_moe.experts.{}.w1",
+            "model.layers.{}.block_sparse_moe.experts.{}.w3",
+        )
+    ),
+    "blocks.{}.mlp.down": PerExpert(("model.layers.{}.block_sparse_moe.experts.{}.w2",)),
+    "norm": ("model.norm",),
+    "head": ("lm_head",),
+}

@@ -1,0 +1,189 @@
+"""PaLM: models in the style of PaLM 8B, 62B and 540B, whose own weights are not public.
+
+The choices of the architecture (Chowdhery et al. 2022, arXiv:2204.02311, section 2):
+    decoder only, with parallel blocks: `x += attention(norm(x)) + mlp(norm(x))`, one norm for both
+    LayerNorm without a bias, before every block and once at the end
+    multi-query attention: all query heads share one key/value head (Shazeer 2019,
+    arXiv:1911.02150)
+    rotary positions on queries and keys; a pair of features is (j, j + K/2), as in Llama
+    SwiGLU feed-forward: down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)
+    no biases anywhere
+    the vocabulary projection is the embedding, whose values are large, so tied logits are scaled by
+    1/sqrt(D) (section 5)
+
+Since the halves of a block read the same input, q, k, v, gate and up are one matrix here, and since
+their outputs are added, out and down are one too: two products a block.
+
+No library has a class for it, so the checkpoint's form is our own: safetensors under the names at
+the end of this file, each a matrix of its own, and a config.json of
+    architectures              ["PaLMForCausalLM"]
+    hidden_size, num_attention_heads, intermediate_size, num_hidden_layers, vocab_size
+    num_key_value_heads        1 if missing
+    head_dim                   hidden_size / num_attention_heads if missing
+    layer_norm_eps             1e-6 if missing
+    rope_theta                 10000 if missing
+    max_position_embeddings    2048 if missing
+    tie_word_embeddings        true if missing
+
+Dims: T tokens (any leading dims: a flat serving step, or B L in training), D model, H query heads,
+G key/value heads, K head dim, F feed-forward, V vocabulary, R rows whose logits are wanted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alpage.models import rope
+from alpage.models.config import MAX_LAYERS, MAX_POSITIONS, ConfigReader
+from alpage.models.layers import Embedding, LayerNorm, Linear
+from alpage.models.weights import Columns
+from alpage.ops.attention import PagedKV, PagedLayer, attention
+from alpage.workload import ModelShape
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaLMConfig:
+    """The numbers of one PaLM."""
+
+    shape: ModelShape
+    max_positions: int
+    norm_eps: float
+    rope_theta: float
+
+    @staticmethod
+    def from_hf(config: Mapping[str, Any]) -> "PaLMConfig":
+        """Read a config.json in the form that the head of this file says.
+
+        Raises:
+            BadCheckpoint: a number is missing or does not fit the others.
+        """
+        read = ConfigReader(config)
+        d_model, num_heads = read.size("hidden_size"), read.size("num_attention_heads")
+        shape = ModelShape(
+            num_layers=read.size("num_hidden_layers", at_most=MAX_LAYERS),
+            d_model=d_model,
+            num_heads=num_heads,
+            num_kv_heads=read.size("num_key_value_heads", default=1),
+            head_dim=read.size("head_dim", default=max(1, d_model // num_heads)),
+            d_ff=read.size("intermediate_size"),
+            num_ffn_matrices=3,
+            vocab_size=read.size("vocab_size"),
+            is_tied=read.flag("tie_word_embeddings", default=True),
+            is_parallel=True,
+        )
+        read.must_divide(
+            "num_key_value_heads", shape.num_kv_heads, "num_attention_heads", num_heads
+        )
+        read.must_divide("2", 2, "head_dim", shape.head_dim)
+        return PaLMConfig(
+            shape=shape,
+            max_positions=read.size("max_position_embeddings", default=2048, at_most=MAX_POSITIONS),
+            norm_eps=read.number("layer_norm_eps", default=1e-6),
+            rope_theta=read.number("rope_theta", default=1e4),
+        )
+
+
+@final
+class PaLM(nn.Module):
+    """tokens_T -> logits_TV."""
+
+    def __init__(self, config: PaLMConfig) -> None:
+        super().__init__()
+        shape = config.shape
+        self.config = config
+        self.embedding = Embedding(shape.vocab_size, shape.d_model)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(shape.num_layers))
+        self.norm = LayerNorm(shape.d_model, config.norm_eps, has_bias=False)
+        self.head = None if shape.is_tied else Linear(shape.d_model, shape.vocab_size)
+        frequency_J, self.turn_factor = rope.frequencies(
+            shape.head_dim, config.rope_theta, {}, config.max_positions
+        )
+        self.frequency_J = nn.Buffer(frequency_J, persistent=False)
+
+    @property
+    def shape(self) -> ModelShape:
+        """Its sizes."""
+        return self.config.shape
+
+    @property
+    def max_positions(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.config.max_positions
+
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
+        """Return logits_TV of every token.
+
+        Args:
+            tokens_T: token ids: flat with `kv`, [B, L] without.
+            positions_T: position of each token in its sequence.
+            kv: pages of the past; None: every row of [B, L] is a whole sequence.
+        """
+        return self.logits(self.hidden(tokens_T, positions_T, kv))
+
+    def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
+        """Return x_TD, what the vocabulary projection reads."""
+        x_TD = self.embedding(tokens_T)
+        turn_TK = rope.turns(positions_T, self.frequency_J, self.turn_factor)
+        for layer, block in enumerate(self.blocks):
+            x_TD = block(x_TD, turn_TK, None if kv is None else kv[layer])
+        return self.norm(x_TD)  # type: ignore[no-any-return]
+
+    def logits(self, x_RD: Tensor) -> Tensor:
+        """Return logits_RV of the rows that are asked for."""
+        if self.head is None:
+            return F.linear(x_RD * self.shape.d_model**-0.5, self.embedding.weight)
+        return self.head(x_RD)  # type: ignore[no-any-return]
+
+
+@final
+class Block(nn.Module):
+    """x_TD -> x_TD: attention and feed-forward side by side."""
+
+    def __init__(self, config: PaLMConfig) -> None:
+        super().__init__()
+        shape = config.shape
+        self.head_dim = shape.head_dim
+        self.heads = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
+        self.widths = [sum(self.heads) * shape.head_dim, shape.d_ff, shape.d_ff]
+        self.norm = LayerNorm(shape.d_model, config.norm_eps, has_bias=False)
+        self.qkv_gate_up = Linear(shape.d_model, sum(self.widths))
+        self.out_down = Linear(shape.num_heads * shape.head_dim + shape.d_ff, shape.d_model)
+
+    def forward(self, x_TD: Tensor, turn_TK: Tensor, kv: PagedLayer | None) -> Tensor:
+        """Project once for both, attend and gate, project back once for both."""
+        qkv, gate_TF, up_TF = self.qkv_gate_up(self.norm(x_TD)).split(self.widths, dim=-1)
+        q_THK, k_TGK, v_TGK = qkv.unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=-2)
+        q_THK, k_TGK = rope.rotate(q_THK, turn_TK), rope.rotate(k_TGK, turn_TK)
+        out_THK = attention(q_THK, k_TGK, v_TGK, kv)
+        both = torch.cat((out_THK.flatten(-2), F.silu(gate_TF) * up_TF), dim=-1)
+        return x_TD + self.out_down(both)  # type: ignore[no-any-return]
+
+
+def build(config: Mapping[str, Any]) -> PaLM:
+    """Return a PaLM without weights from a config.json."""
+    return PaLM(PaLMConfig.from_hf(config))
+
+
+# Our parameter <- the stored tensors whose rows it stacks, or whose columns lie side by side in it.
+# `{}` is the number of the block.
+WEIGHTS: Mapping[str, tuple[str, ...]] = {
+    "embedding": ("model.embed_tokens",),
+    "blocks.{}.norm": ("model.layers.{}.input_layernorm",),
+    "blocks.{}.qkv_gate_up": (
+        "model.layers.{}.self_attn.q_proj",
+        "model.layers.{}.self_attn.k_proj",
+        "model.layers.{}.self_attn.v_proj",
+        "model.layers.{}.mlp.gate_proj",
+        "model.layers.{}.mlp.up_proj",
+    ),
+    "blocks.{}.out_down": Columns(
+        ("model.layers.{}.self_attn.o_proj", "model.layers.{}.mlp.down_proj")
+    ),
+    "norm": ("model.norm",),
+    "head": ("lm_head",),
+}
