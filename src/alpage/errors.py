@@ -74,7 +74,11 @@ class OutOfMemory(AlpageError):
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes out no whole number of more than some thousand digits.
+        text = f"<{type(value).__name__}>"
     if len(text) <= _SHOWN_CHARACTERS:
         return text
     return f"{text[:_SHOWN_CHARACTERS]}… ({len(text)} characters)"

@@ -24,7 +24,8 @@ _FACTORS = {
     "gib": GiB,
     "tib": TiB,
 }
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+# Of so few digits that the number is finite.
+_SIZE = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([a-zA-Z]*)\s*")
 
 
 def parse_bytes(text: str | int, *, field: str = "size") -> int:
@@ -40,9 +41,12 @@ def parse_bytes(text: str | int, *, field: str = "size") -> int:
     >>> parse_bytes("64 MiB"), parse_bytes(4096)
     (67108864, 4096)
     """
-    match = _SIZE.fullmatch(str(text))
-    factor = _FACTORS.get(match[2].lower()) if match else None
-    num_bytes = int(float(match[1]) * factor) if match and factor else 0
+    if isinstance(text, int) and not isinstance(text, bool):
+        num_bytes = text
+    else:
+        match = _SIZE.fullmatch(str(text))
+        factor = _FACTORS.get(match[2].lower()) if match else None
+        num_bytes = int(float(match[1]) * factor) if match and factor else 0
     if num_bytes <= 0:
         raise InvalidValue(
             field=field,

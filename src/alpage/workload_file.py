@@ -23,6 +23,8 @@ _FIELD = re.compile(r" field `(?P<path>.*)`$")
 _Text = Annotated[str, Meta(min_length=1)]
 _TokenIds = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)]
 _Count = Annotated[int, Meta(ge=1)]
+# A year: no replay waits longer, and no clock overflows.
+_Seconds = Annotated[float, Meta(ge=0, le=365 * 24 * 3600)]
 
 
 @final
@@ -43,7 +45,7 @@ class RequestSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     prompt_tokens: _Count | None = None
     n: _Count = 1
     beam_width: _Count | None = None
-    arrival_s: Annotated[float, Meta(ge=0)] = 0.0
+    arrival_s: _Seconds = 0.0
 
     @property
     def num_continuations(self) -> int:

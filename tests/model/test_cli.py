@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -222,6 +223,12 @@ def test_conversation_that_is_too_long_says_so(command_line, model):
     assert f"leaves no room for an answer within {MAX_LEN} tokens. Type /reset" in err
 
 
+def test_answers_longer_than_the_model_are_refused(command_line, model):
+    status, out, err = command_line("chat", model, "--max-tokens", MAX_LEN, *MEMORY, stdin=b"One\n")
+    assert (status, out) == (1, "")
+    assert err.startswith(f"error: --max-tokens={MAX_LEN}: ")
+
+
 # -- models that cannot ----------------------------------------------------------------------------
 
 
@@ -280,6 +287,24 @@ def test_reader_that_leaves_ends_generate_quietly(long_model):
     err = process.stderr.read()
     assert (process.wait(timeout=DEADLINE_S), err) == (1, b"")
     process.stderr.close()
+
+
+def test_closed_streams_are_empty(long_model):
+    closed = {"preexec_fn": lambda: os.close(0) or os.close(1), "stderr": subprocess.PIPE}
+    process = start("generate", long_model, "-p", "-", **closed)
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1
+    assert err.startswith(b"error: prompt=[]")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_full_disk_is_an_error(long_model):
+    with Path("/dev/full").open("wb") as full:
+        process = start("generate", long_model, "-p", "x", stdout=full, stderr=subprocess.PIPE)
+        _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1
+    assert err.startswith(b"error: stdout=")
+    assert err.count(b"\n") == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")

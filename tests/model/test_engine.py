@@ -1,12 +1,14 @@
 """The engine against transformers' generate, and against itself on every other path."""
 
 import random
+import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from alpage import LLM, BeamSearchParams, SamplingParams
-from alpage.errors import InvalidValue, OutOfMemory
+from alpage.errors import BadCheckpoint, InvalidValue, OutOfMemory
 from tiny_llama import VOCAB_SIZE, make_tiny_llama
 
 GREEDY = SamplingParams(temperature=0, max_tokens=30)
@@ -205,6 +207,14 @@ def test_stream_gives_the_whole_text_in_pieces(checkpoint):
     assert len(chunks) > 20
 
 
+def test_a_stream_ends_with_the_whole_output(checkpoint):
+    llm = make(checkpoint)
+    stream = llm.stream([6, 7, 8], GREEDY)
+    assert stream.output is None
+    list(stream)
+    assert stream.output.outputs == llm.generate([6, 7, 8], GREEDY)[0].outputs
+
+
 def test_streams_do_not_lose_what_another_call_stepped(checkpoint):
     llm = make(checkpoint)
     one = llm.stream([6, 7, 8], SamplingParams(temperature=0, max_tokens=6, ignore_eos=True))
@@ -221,6 +231,11 @@ def test_a_stream_left_early_frees_its_pages(checkpoint):
     stream = llm.stream([6, 7, 8], GREEDY)
     next(stream)
     stream.close()
+    assert not llm.engine.has_unfinished
+    assert stream.output.outputs[0].finish_reason == "abort"
+    assert [chunk.finish_reason for chunk in stream] == ["abort"]
+    # One that is dropped before its first chunk, too.
+    llm.stream([6, 7, 8], GREEDY)
     assert not llm.engine.has_unfinished
     assert llm.engine.scheduler.memory.pool.num_held == 0
 
@@ -284,6 +299,30 @@ REFUSED += [
 ]
 
 
+REFUSED += [
+    (dict(prompts=prompts, sampling_params=GREEDY), InvalidValue, "prompt")
+    for prompts in (
+        None,
+        5,
+        b"ab",
+        bytearray(b"ab"),
+        [None],
+        [6, True],
+        [[6.0]],
+        torch.tensor([6]),
+        {},
+        {"prompt": "a", "salt": "b"},
+        {"prompt": None},
+        {"prompt_token_ids": "ab"},
+        [{"prompt_token_ids": [True]}],
+    )
+]
+REFUSED += [
+    (dict(prompts=[[6]], sampling_params=value), InvalidValue, "sampling_params")
+    for value in ({"temperature": 0}, [{"temperature": 0}], 0, SamplingParams)
+]
+
+
 @pytest.mark.parametrize(("call", "error", "limit"), REFUSED)
 def test_bad_requests_are_refused_whole(call, error, limit, checkpoint):
     llm = make(checkpoint, max_num_seqs=16)
@@ -291,6 +330,28 @@ def test_bad_requests_are_refused_whole(call, error, limit, checkpoint):
         llm.generate(**call)
     assert not llm.engine.has_unfinished
     assert len(llm.generate([[6]], SamplingParams(max_tokens=2))) == 1
+
+
+def test_prompts_in_every_form(checkpoint):
+    llm = make(checkpoint)
+    expected = tokens(llm.generate(["abc"], GREEDY)) * 2
+    ids = llm.tokenizer.encode("abc", add_special_tokens=True)
+    for prompts in (
+        ["abc", ids],
+        [{"prompt": "abc"}, {"prompt_token_ids": ids}],
+        ("abc", tuple(ids)),
+        iter(["abc", ids]),
+    ):
+        assert tokens(llm.generate(prompts, [GREEDY, GREEDY])) == expected
+    for prompt in ("abc", ids, {"prompt": "abc"}, {"prompt_token_ids": ids}):
+        assert tokens(llm.generate(prompt, GREEDY)) == expected[:1]
+        assert next(llm.stream(prompt, GREEDY)).token_ids
+
+
+@pytest.mark.parametrize("messages", [None, 5, [], {"role": "user"}, {1}, "hello", [[]], [5]])
+def test_what_is_no_conversation(messages, checkpoint):
+    with pytest.raises(InvalidValue, match="messages"):
+        make(checkpoint).chat(messages, GREEDY)
 
 
 def test_a_request_that_could_never_finish_is_refused(checkpoint):
@@ -313,6 +374,22 @@ def test_small_memory_limits_the_length_and_says_so(checkpoint):
 def test_more_memory_than_there_is_is_refused_at_once(checkpoint):
     with pytest.raises(OutOfMemory, match="free"):
         make(checkpoint, kv_memory="100TiB")
+    with pytest.raises(OutOfMemory, match="swap_memory"):
+        make(checkpoint, swap_memory="100TiB")
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_loaded(checkpoint, monkeypatch):
+    monkeypatch.setattr("alpage.serve.build.available_memory_bytes", lambda: 10_000)
+    monkeypatch.setattr("alpage.serve.build.load", Mock(side_effect=AssertionError))
+    with pytest.raises(OutOfMemory, match=r"weights.* do not fit into the 9.8 KiB"):
+        make(checkpoint)
+
+
+def test_an_end_of_text_that_the_model_cannot_say(checkpoint, tmp_path):
+    shutil.copytree(checkpoint[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 300]}')
+    with pytest.raises(BadCheckpoint, match="eos_token_id=300"):
+        make((tmp_path,))
 
 
 BAD_OPTIONS = [
@@ -323,6 +400,16 @@ BAD_OPTIONS = [
     ({"max_model_len": 257}, "256"),
     ({"kv_memory": "much"}, "kv_memory"),
     ({"attention_backend": "best"}, "sdpa"),
+    ({"attention_backend": None}, "attention_backend"),
+    ({"dtype": ["float32"]}, "dtype"),
+    ({"device": None}, "device"),
+    ({"device": "cuda:" + "9" * 5000}, "device"),
+    ({"kv_memory": b"1GiB"}, "kv_memory"),
+    ({"swap_memory": torch.zeros(2)}, "swap_memory"),
+    ({"has_prefix_cache": "no"}, "has_prefix_cache"),
+    ({"max_num_seqs": 10**9}, "max_num_seqs"),
+    ({"notify": 5}, "notify"),
+    ({"model": None}, "model"),
     ({"max_num_seqs": 8, "max_num_batched_tokens": 4}, "at least 8"),
 ]
 
@@ -330,7 +417,7 @@ BAD_OPTIONS = [
 @pytest.mark.parametrize(("options", "named"), BAD_OPTIONS)
 def test_bad_options_are_refused(options, named, checkpoint):
     with pytest.raises(InvalidValue, match=named):
-        make(checkpoint, **options)
+        LLM(**{"model": checkpoint[0], "kv_memory": "1MiB", **options})
 
 
 def test_prompt_logprobs_hold_few_rows_of_the_vocabulary(checkpoint, monkeypatch):
@@ -372,6 +459,11 @@ def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(checkpoint, monk
         patch.setattr(model, "logits", lambda x_RD: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             llm.generate([[6] * 40, [7] * 40], GREEDY)
+    with monkeypatch.context() as patch:
+        error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        patch.setattr(model, "logits", Mock(side_effect=error))
+        with pytest.raises(OutOfMemory, match="max_num_batched_tokens"):
+            llm.generate([[6] * 40], GREEDY)
     assert not llm.engine.has_unfinished
     assert llm.engine.scheduler.memory.pool.num_held == 0
     # Nothing that the failed step was to compute is believed.

@@ -40,6 +40,11 @@ def test_long_values_are_shortened():
     assert len(error.value) == 10_000
 
 
+def test_a_number_that_python_does_not_write_out():
+    error = InvalidValue(field="n", value=10**5000, limit="too large", remedy="Lower it")
+    assert str(error) == "n=<int>: too large. Lower it."
+
+
 def test_invalid_values_are_value_errors():
     with pytest.raises(ValueError, match="too many"):
         raise InvalidValue(field="n", value=99, limit="too many", remedy="Ask for fewer")

@@ -26,7 +26,25 @@ def test_parse(text, num_bytes):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GiB", "2 GiB free", "-1GiB", "0", 0, -4, "1e9", "2 parsecs", "nan", "inf", "0.1b"]
+    "text",
+    [
+        "9" * 400,
+        "9" * 5000,
+        True,
+        b"2GiB",
+        "",
+        "GiB",
+        "2 GiB free",
+        "-1GiB",
+        "0",
+        0,
+        -4,
+        "1e9",
+        "2 parsecs",
+        "nan",
+        "inf",
+        "0.1b",
+    ],
 )
 def test_refusal_names_the_field(text):
     with pytest.raises(InvalidValue) as raised:

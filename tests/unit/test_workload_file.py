@@ -58,6 +58,7 @@ MISTAKES = {
         "n, beam",
     ),
     "no samples": ('{"prompt": "a", "output_tokens": 1, "n": 0}', "n"),
+    "in no time": ('{"prompt": "a", "output_tokens": 1, "arrival_s": 1e300}', "arrival_s"),
     "before the start": ('{"prompt": "a", "output_tokens": 1, "arrival_s": -1}', "arrival_s"),
 }
 

@@ -35,13 +35,20 @@ from alpage.serve import SamplingParams
 if TYPE_CHECKING:
     from alpage.serve import LLM, RequestOutput
 
+_DEFAULT_MAX_TOKENS = 512
+
 
 def chat(  # noqa: PLR0913 - options of a command
     model: ModelArgument = DEFAULT_MODEL,
     system: Annotated[
         str | None, typer.Option(help="What the model is told before the conversation.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 512,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of an answer at most.", show_default=f"{_DEFAULT_MAX_TOKENS}, or what fits"
+        ),
+    ] = None,
     temperature: TemperatureOption = 0.0,
     seed: SeedOption = None,
     is_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a turn.")] = False,
@@ -53,8 +60,12 @@ def chat(  # noqa: PLR0913 - options of a command
 
     Ctrl-C stops an answer; a second one leaves.
     """
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature)
+    params = SamplingParams(
+        max_tokens=_DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
+        temperature=temperature,
+    )
     llm = load_llm(model, dtype=dtype, device=device, kv_memory=kv_memory, seed=seed)
+    _check_max_tokens(max_tokens, llm.engine.limits.max_model_len)
     conversation = Conversation(llm, params, system=system)
     is_interactive = sys.stdin.isatty()
     if is_interactive:
@@ -73,6 +84,16 @@ def chat(  # noqa: PLR0913 - options of a command
                 if not is_interactive:
                     raise
                 print_error(error)
+
+
+def _check_max_tokens(max_tokens: int | None, max_model_len: int) -> None:
+    if max_tokens is not None and max_tokens >= max_model_len:
+        raise InvalidValue(
+            field="--max-tokens",
+            value=max_tokens,
+            limit=f"leaves no room for a message within {max_model_len} tokens, the model's limit",
+            remedy="Ask for fewer, or leave it out",
+        )
 
 
 @final

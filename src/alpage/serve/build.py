@@ -1,14 +1,16 @@
 """Build: from a checkpoint and a config to an engine that fits the machine."""
 
+import math
 import os
 from collections.abc import Callable
 
 import torch
 
-from alpage.errors import AlpageError, OutOfMemory, Unsupported
+from alpage.errors import AlpageError, BadCheckpoint, Unsupported
 from alpage.hardware import available_memory_bytes, cpu_features, has_bf16_compute
 from alpage.models import Checkpoint, Model, Tokenizer, load
 from alpage.ops import AttentionSpec, Backend, KvPool, backends, select
+from alpage.serve.allocation import allocating
 from alpage.serve.config import EngineConfig
 from alpage.serve.engine import Engine, Limits
 from alpage.serve.kv_memory import KvMemory, PreemptionCost
@@ -17,6 +19,7 @@ from alpage.serve.runner import Runner
 from alpage.serve.scheduler import Scheduler
 from alpage.serve.sizing import Sizes, size
 from alpage.serve.slots import Slots
+from alpage.units import format_bytes
 from alpage.workload import ModelShape
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -60,11 +63,19 @@ def assemble(
     """Return an engine for a model that is in memory. See `build_engine`."""
     weight = next(model.parameters())
     device, dtype, shape = weight.device, weight.dtype, model.shape
+    if max(eos_ids, default=0) >= shape.vocab_size:
+        raise BadCheckpoint(
+            field="eos_token_id",
+            value=max(eos_ids),
+            limit=f"is no token of the model's vocabulary of {shape.vocab_size}",
+            remedy="Mend generation_config.json, config.json or the tokenizer's files",
+        )
     sizes = size(
         config,
         max_positions=model.max_positions,
         kv_bytes_per_token=shape.kv_bytes_per_token(dtype.itemsize),
         free_bytes=_free_bytes(device),
+        free_host_bytes=None if device.type == "cpu" else available_memory_bytes(),
         share=_KV_SHARE[device.type],
         notify=notify,
     )
@@ -74,13 +85,21 @@ def assemble(
         max_num_batched_tokens=config.max_num_batched_tokens
         or max(_BATCHED_TOKENS[device.type], config.max_num_seqs),
     )
-    runner = Runner(
-        model,
-        _kv_pool(sizes.num_pages, config.page_size, shape, dtype, device),
-        _kv_pool(sizes.num_host_pages, config.page_size, shape, dtype, torch.device("cpu")),
-        _backend(config, shape, dtype, device, notify),
-        Slots(config.max_num_seqs, sizes.max_model_len, config.page_size),
-    )
+    backend = _backend(config, shape, dtype, device, notify)
+    with allocating(
+        field="kv_memory",
+        value=format_bytes(sizes.num_pages * sizes.page_bytes),
+        limit="cannot be had, with swap_memory and what max_num_seqs sequences of max_model_len "
+        f"({config.max_num_seqs} of {sizes.max_model_len:,} tokens) take besides",
+        remedy="Lower kv_memory, swap_memory, max_num_seqs or max_model_len",
+    ):
+        runner = Runner(
+            model,
+            _kv_pool(sizes.num_pages, config.page_size, shape, dtype, device),
+            _kv_pool(sizes.num_host_pages, config.page_size, shape, dtype, torch.device("cpu")),
+            backend,
+            Slots(config.max_num_seqs, sizes.max_model_len, config.page_size),
+        )
     limits = Limits(
         max_model_len=sizes.max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -129,15 +148,19 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
-    try:
+    free_bytes = _free_bytes(device)
+    num_bytes = dtype.itemsize * sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+    with allocating(
+        field="model",
+        value=str(checkpoint.source),
+        limit=f"its weights, {format_bytes(num_bytes)} as {dtype}, do not fit into the "
+        f"{format_bytes(free_bytes)} that are free on {device}",
+        remedy="Use a smaller model or dtype, or a device with more memory",
+    ):
+        # A CPU's memory is handed out before it is there: too much of it ends the process.
+        if num_bytes > free_bytes:
+            raise MemoryError
         return load(checkpoint, dtype=dtype, device=device)
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(
-            field="model",
-            value=str(checkpoint.source),
-            limit=f"its weights do not fit on {device}",
-            remedy="Use a smaller model, or a device with more memory",
-        ) from error
 
 
 # -- the parts -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import final
 from alpage.errors import InvalidValue
 from alpage.units import parse_bytes
 
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -47,14 +48,14 @@ class EngineConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
+        if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
             raise InvalidValue(
                 field="dtype",
                 value=self.dtype,
                 limit="must be one of " + ", ".join(DTYPES),
                 remedy="Choose one of these",
             )
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
             raise InvalidValue(
                 field="device",
                 value=self.device,
@@ -63,24 +64,35 @@ class EngineConfig:
             )
         if self.kv_memory is not None:
             parse_bytes(self.kv_memory, field="kv_memory")
-        if self.swap_memory not in (None, 0):
+        is_without_swap = isinstance(self.swap_memory, int) and self.swap_memory == 0
+        if self.swap_memory is not None and not is_without_swap:
             parse_bytes(self.swap_memory, field="swap_memory")
-        _at_least("page_size", self.page_size, 8, multiple=8)
-        _at_least("max_num_seqs", self.max_num_seqs, 1)
+        _whole("page_size", self.page_size, 8, 2**16, multiple=8)
+        _whole("max_num_seqs", self.max_num_seqs, 1, 2**16)
         if self.max_model_len is not None:
-            _at_least("max_model_len", self.max_model_len, 2)
+            _whole("max_model_len", self.max_model_len, 2, 2**31 - 1)
         if self.max_num_batched_tokens is not None:
-            _at_least("max_num_batched_tokens", self.max_num_batched_tokens, self.max_num_seqs)
-        _at_least("seed", self.seed, 0)
+            low = self.max_num_seqs
+            _whole("max_num_batched_tokens", self.max_num_batched_tokens, low, 2**24)
+        _kind("has_prefix_cache", self.has_prefix_cache, bool, "True or False")
+        _kind("attention_backend", self.attention_backend, str, "the name of a backend")
+        _whole("seed", self.seed, 0, 2**64 - 1)
 
 
-def _at_least(name: str, value: object, low: int, *, multiple: int = 1) -> None:
+def _kind(name: str, value: object, kind: type, limit: str) -> None:
+    if not isinstance(value, kind):
+        raise InvalidValue(
+            field=name, value=value, limit=f"must be {limit}", remedy="Give that, or leave it out"
+        )
+
+
+def _whole(name: str, value: object, low: int, high: int, *, multiple: int = 1) -> None:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or value < low or value % multiple:  # type: ignore[operator]
+    if not is_whole or not low <= value <= high or value % multiple:  # type: ignore[operator]
         also = f" and a multiple of {multiple}" if multiple > 1 else ""
         raise InvalidValue(
             field=name,
             value=value,
-            limit=f"must be a whole number, at least {low}{also}",
+            limit=f"must be a whole number, at least {low} and at most {high}{also}",
             remedy=f"Choose {name} in that range",
         )

@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
 from alpage.errors import InvalidValue, OutOfMemory
+from alpage.serve.allocation import allocating
 from alpage.serve.batch import Batch, Row
 from alpage.serve.beam import BeamSearch
 from alpage.serve.completion import Ending
@@ -128,6 +129,7 @@ class Engine:
                 limit="is the name of a request that is not finished",
                 remedy="Choose another, or leave it out",
             )
+        _check_kinds(prompt_tokens, params)
         self._check_tokens(prompt_tokens, params)
         _check_priority(priority)
         ending = self._ending(prompt_tokens, params)
@@ -175,7 +177,13 @@ class Engine:
         if not batch.rows:
             return []
         try:
-            results = self.runner.run(batch)
+            with allocating(
+                field="step",
+                value=f"{batch.num_tokens} tokens",
+                limit="needs more memory than is free",
+                remedy="Lower max_num_batched_tokens, max_num_seqs or kv_memory",
+            ):
+                results = self.runner.run(batch)
         except BaseException:
             # What was scheduled was not computed: no request can go on, no prefix can be trusted.
             for request_id in list(self._requests):
@@ -226,7 +234,7 @@ class Engine:
         num_left = self.limits.max_model_len - len(prompt_tokens)
         return Ending(
             eos_ids=frozenset() if params.ignore_eos else self.limits.eos_ids,
-            stop_ids=frozenset(params.stop_token_ids),
+            stop_ids=frozenset(params.stop_token_ids or ()),
             max_tokens=num_left if params.max_tokens is None else params.max_tokens,
         )
 
@@ -248,16 +256,9 @@ class Engine:
                 limit="must hold at least one token",
                 remedy="Begin with a token such as the tokenizer's beginning of text",
             )
-        if not all(isinstance(token, int | np.integer) for token in prompt_tokens):
-            raise InvalidValue(
-                field="prompt",
-                value=list(prompt_tokens),
-                limit="must be text or a list of whole numbers, the token ids",
-                remedy="Give one of these",
-            )
-        ids = [*prompt_tokens, *params.stop_token_ids]
+        ids = [*prompt_tokens, *(params.stop_token_ids or ())]
         if isinstance(params, SamplingParams):
-            ids += params.logit_bias
+            ids += params.logit_bias or ()
             self._check_text(params)
         stranger = next((token for token in ids if not 0 <= token < limits.vocab_size), None)
         if stranger is not None:
@@ -314,9 +315,30 @@ class Engine:
             )
 
 
+def _check_kinds(prompt_tokens: Any, params: object) -> None:
+    is_bytes = isinstance(prompt_tokens, bytes | bytearray | memoryview)
+    if is_bytes or not isinstance(prompt_tokens, Seq) or not all(map(_is_whole, prompt_tokens)):
+        raise InvalidValue(
+            field="prompt",
+            value=prompt_tokens,
+            limit="must be text or a list of whole numbers, the token ids",
+            remedy="Give one of these",
+        )
+    if not isinstance(params, SamplingParams | BeamSearchParams):
+        raise InvalidValue(
+            field="sampling_params",
+            value=params,
+            limit="must be SamplingParams or BeamSearchParams, one for all prompts or a list",
+            remedy="Give one of these, such as SamplingParams(temperature=0)",
+        )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def _check_priority(priority: object) -> None:
-    is_whole = isinstance(priority, int) and not isinstance(priority, bool)
-    if not is_whole or abs(priority) > MAX_PRIORITY:  # type: ignore[arg-type]
+    if not _is_whole(priority) or abs(priority) > MAX_PRIORITY:  # type: ignore[arg-type]
         raise InvalidValue(
             field="priority",
             value=priority,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -12,13 +12,13 @@ from alpage.models import Tokenizer, open_checkpoint, resolve
 from alpage.serve.build import build_engine
 from alpage.serve.config import EngineConfig
 from alpage.serve.engine import Engine
-from alpage.serve.outputs import RequestOutput, StreamChunk
+from alpage.serve.outputs import RequestOutput
 from alpage.serve.params import BeamSearchParams, SamplingParams
+from alpage.serve.prompts import Prompt, as_list, unwrap
 from alpage.serve.request import Request
+from alpage.serve.stream import Stream
 
 Params: TypeAlias = SamplingParams | BeamSearchParams
-# Text, or token ids.
-Prompt: TypeAlias = str | Seq[int]
 Message: TypeAlias = Mapping[str, Any]
 
 
@@ -48,6 +48,13 @@ class LLM:
         notify: Callable[[str], None] | None = None,
         **options: Any,
     ) -> None:
+        if notify is not None and not callable(notify):
+            raise InvalidValue(
+                field="notify",
+                value=notify,
+                limit="must be a function that takes a line",
+                remedy="Leave it out to print the lines to stderr",
+            )
         config = _config(options)
         self._checkpoint = open_checkpoint(resolve(model))
         self._engine = build_engine(self._checkpoint, config, notify or _print_to_stderr)
@@ -77,7 +84,8 @@ class LLM:
         """Continue prompts, all at once.
 
         Args:
-            prompts: one prompt or several, each text or token ids.
+            prompts: one prompt or several, each text, token ids, or vLLM's table of either:
+                `{"prompt": text}` or `{"prompt_token_ids": ids}`.
             sampling_params: for all of them, or one for each; None: `SamplingParams()`.
             priority: the lower, the sooner they are served.
 
@@ -88,7 +96,7 @@ class LLM:
             InvalidValue: a prompt or a parameter is out of range; nothing is generated then.
             OutOfMemory: a request could not finish even if it were alone.
         """
-        listed = _as_list(prompts)
+        listed = as_list(prompts)
         return self._run(listed, _params_for(len(listed), sampling_params), priority)
 
     def chat(
@@ -102,39 +110,29 @@ class LLM:
             Unsupported: the model has no chat template.
             InvalidValue: as for `generate`, or the template refuses the messages.
         """
-        is_one = bool(messages) and isinstance(messages[0], Mapping)
-        conversations: Seq[Any] = [messages] if is_one else messages
+        is_list = isinstance(messages, list | tuple) and bool(messages)
+        is_many = is_list and isinstance(messages[0], list | tuple)
+        conversations: Seq[Any] = messages if is_many else [messages]
         prompts = [self.encode_chat(conversation) for conversation in conversations]
         return self._run(prompts, _params_for(len(prompts), sampling_params), 0)
 
-    def stream(
-        self, prompt: Prompt, sampling_params: Params | None = None
-    ) -> Iterator[StreamChunk]:
-        """Continue one prompt, a chunk at a time. Left early, the request is aborted.
+    def stream(self, prompt: Prompt, sampling_params: Params | None = None) -> Stream:
+        """Continue one prompt, a chunk at a time. Dropped early, the request is aborted.
+
+        Returns:
+            An iterator over chunks; its `output` is the whole, once it has ended.
 
         Raises:
             InvalidValue: the prompt or a parameter is out of range.
             OutOfMemory: the request could not finish even if it were alone.
         """
-        return self._stream(self._add(prompt, sampling_params or SamplingParams(), 0))
+        params = SamplingParams() if sampling_params is None else sampling_params
+        return Stream(self._engine, self._add(prompt, params, 0))
 
     def encode_chat(self, messages: Seq[Message]) -> list[int]:
         """Return the prompt that asks for the next message of a conversation."""
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         return self.tokenizer.encode(text, add_special_tokens=False)
-
-    def _stream(self, request: Request) -> Iterator[StreamChunk]:
-        try:
-            is_finished = False
-            while not is_finished:
-                # Another call may make steps too, also while a chunk is being looked at.
-                is_finished = request.is_finished
-                yield from request.take_chunks()
-                if not request.is_finished:
-                    self._engine.step()
-        finally:
-            if not request.is_finished:
-                self._engine.abort(request.request_id)
 
     def _run(self, prompts: Seq[Prompt], params: Seq[Params], priority: int) -> list[RequestOutput]:
         requests: list[Request] = []
@@ -150,10 +148,11 @@ class LLM:
         return [request.output() for request in requests]
 
     def _add(self, prompt: Prompt, params: Params, priority: int) -> Request:
-        if isinstance(prompt, str):
-            tokens = self.tokenizer.encode(prompt, add_special_tokens=True)
-            return self._engine.add(tokens, params, prompt=prompt, priority=priority)
-        return self._engine.add(prompt, params, priority=priority)
+        given = unwrap(prompt)
+        if isinstance(given, str):
+            tokens = self.tokenizer.encode(given, add_special_tokens=True)
+            return self._engine.add(tokens, params, prompt=given, priority=priority)
+        return self._engine.add(given, params, priority=priority)
 
 
 def _config(options: Mapping[str, Any]) -> EngineConfig:
@@ -169,17 +168,10 @@ def _config(options: Mapping[str, Any]) -> EngineConfig:
     return EngineConfig(**options)
 
 
-def _as_list(prompts: Prompt | Seq[Prompt]) -> list[Prompt]:
-    """Return prompts as a list; text or a list of token ids is one prompt."""
-    if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
-
-
 def _params_for(num_prompts: int, params: Params | Seq[Params] | None) -> list[Params]:
     if params is None:
         return [SamplingParams()] * num_prompts
-    if isinstance(params, SamplingParams | BeamSearchParams):
+    if not isinstance(params, Seq):
         return [params] * num_prompts
     if len(params) != num_prompts:
         raise InvalidValue(

@@ -4,8 +4,7 @@ Names and meanings are vLLM's and OpenAI's where those agree. Values out of rang
 once, with the limit they broke.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal, final
 
@@ -16,6 +15,9 @@ MAX_LOGPROBS = 64
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
 MAX_LOGIT_BIASES = 1024
+# Of counts and token ids: what every device counts with.
+_MAX_COUNT = 2**31 - 1
+_COLLECTION = (Sequence, Set)
 # Below, scaled logits leave the range of float32; 0 is the limit that they tend to.
 MIN_TEMPERATURE = 0.01
 
@@ -67,10 +69,10 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] | None = field(default_factory=dict)
     seed: int | None = None
-    stop: str | Sequence[str] = ()
-    stop_token_ids: Sequence[int] = ()
+    stop: str | Sequence[str] | None = ()
+    stop_token_ids: Sequence[int] | None = ()
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     logprobs: int | None = None
@@ -78,28 +80,29 @@ class SamplingParams:
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        _check_kinds(logit_bias=self.logit_bias, stop=self.stop, stop_token_ids=self.stop_token_ids)
         _whole("n", self.n, 1, MAX_SEQUENCES_PER_REQUEST)
         if self.best_of is not None:
             _whole("best_of", self.best_of, self.n, MAX_SEQUENCES_PER_REQUEST)
         _check_lengths(self.max_tokens, self.min_tokens)
-        if self.temperature != 0:
+        _real("temperature", self.temperature, 0.0, 100.0)
+        if self.temperature:
             _real("temperature", self.temperature, MIN_TEMPERATURE, 100.0)
-        _whole("top_k", self.top_k, -1, 2**31 - 1)
+        _whole("top_k", self.top_k, -1, _MAX_COUNT)
         _real("top_p", self.top_p, 0.0, 1.0, excludes_low=True)
         _real("min_p", self.min_p, 0.0, 1.0)
         _real("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _real("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
-        _check_bias(self.logit_bias)
+        _check_bias({} if self.logit_bias is None else self.logit_bias)
         if self.seed is not None:
             _whole("seed", self.seed, -(2**63), 2**64 - 1)
-        _check_stop(self.stop_strings)
-        for token in self.stop_token_ids:
-            _whole("stop_token_ids", token, 0, None)
+        _check_stop(self.stop)
+        _check_stop_ids(self.stop_token_ids)
         for name, value in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
             if value is not None:
                 _whole(name, value, 0, MAX_LOGPROBS)
+        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+            _kind(name, getattr(self, name), (bool,), "True or False")
 
     @property
     def num_sequences(self) -> int:
@@ -109,7 +112,7 @@ class SamplingParams:
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as a tuple."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 @final
@@ -143,25 +146,20 @@ class BeamSearchParams:
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     ignore_eos: bool = False
-    stop_token_ids: Sequence[int] = ()
+    stop_token_ids: Sequence[int] | None = ()
     skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
-        _check_kinds(stop_token_ids=self.stop_token_ids)
         _whole("beam_width", self.beam_width, 1, MAX_SEQUENCES_PER_REQUEST)
         if self.n is not None:
             _whole("n", self.n, 1, self.beam_width)
         _check_lengths(self.max_tokens, self.min_tokens)
         _real("length_penalty", self.length_penalty, -10.0, 10.0)
-        if self.early_stopping not in (True, False, "never"):
-            raise InvalidValue(
-                field="early_stopping",
-                value=self.early_stopping,
-                limit='must be True, False or "never"',
-                remedy="See BeamSearchParams for what each does",
-            )
-        for token in self.stop_token_ids:
-            _whole("stop_token_ids", token, 0, None)
+        if not isinstance(self.early_stopping, str) or self.early_stopping != "never":
+            _kind("early_stopping", self.early_stopping, (bool,), 'True, False or "never"')
+        _check_stop_ids(self.stop_token_ids)
+        for name in ("ignore_eos", "skip_special_tokens"):
+            _kind(name, getattr(self, name), (bool,), "True or False")
 
     @property
     def num_sequences(self) -> int:
@@ -169,22 +167,19 @@ class BeamSearchParams:
         return self.beam_width
 
 
-def _whole(name: str, value: object, low: int, high: int | None) -> None:
+def _whole(name: str, value: object, low: int, high: int) -> None:
     is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or value < low or (high is not None and value > high):  # type: ignore[operator]
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+    if not is_whole or not low <= value <= high:  # type: ignore[operator]
         raise InvalidValue(
             field=name,
             value=value,
-            limit=f"must be a whole number, {bounds}",
+            limit=f"must be a whole number, between {low} and {high}",
             remedy=f"Choose {name} in that range",
         )
 
 
 def _real(name: str, value: object, low: float, high: float, *, excludes_low: bool = False) -> None:
-    is_real = (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_real or not low <= value <= high or (excludes_low and value == low):  # type: ignore[operator]
         bounds = (
             f"above {low:g} and at most {high:g}"
@@ -199,25 +194,24 @@ def _real(name: str, value: object, low: float, high: float, *, excludes_low: bo
         )
 
 
-def _check_kinds(**values: object) -> None:
-    """Refuse what is no collection where one is wanted, None among it."""
-    for name, value in values.items():
-        if not isinstance(value, Sequence | Mapping | set | frozenset):
-            raise InvalidValue(
-                field=name,
-                value=value,
-                limit="must be a collection; an empty one for none",
-                remedy=f"Leave {name} out, or give a list",
-            )
+def _kind(name: str, value: object, kinds: tuple[type, ...], kind: str) -> None:
+    if not isinstance(value, kinds):
+        raise InvalidValue(
+            field=name,
+            value=value,
+            limit=f"must be {kind}",
+            remedy=f"Give that, or leave {name} out",
+        )
 
 
 def _check_lengths(max_tokens: int | None, min_tokens: int) -> None:
     if max_tokens is not None:
-        _whole("max_tokens", max_tokens, 1, None)
-    _whole("min_tokens", min_tokens, 0, max_tokens)
+        _whole("max_tokens", max_tokens, 1, _MAX_COUNT)
+    _whole("min_tokens", min_tokens, 0, _MAX_COUNT if max_tokens is None else max_tokens)
 
 
 def _check_bias(logit_bias: Mapping[int, float]) -> None:
+    _kind("logit_bias", logit_bias, (Mapping,), "a table of token ids and numbers")
     if len(logit_bias) > MAX_LOGIT_BIASES:
         raise InvalidValue(
             field="logit_bias",
@@ -226,11 +220,23 @@ def _check_bias(logit_bias: Mapping[int, float]) -> None:
             remedy="Keep the entries that matter most",
         )
     for token, bias in logit_bias.items():
-        _whole("logit_bias", token, 0, None)
+        _whole("logit_bias", token, 0, _MAX_COUNT)
         _real(f"logit_bias[{token}]", bias, -100.0, 100.0)
 
 
-def _check_stop(stop_strings: tuple[str, ...]) -> None:
+def _check_stop_ids(stop_token_ids: Sequence[int] | None) -> None:
+    if stop_token_ids is None:
+        return
+    _kind("stop_token_ids", stop_token_ids, _COLLECTION, "a list of token ids")
+    for token in stop_token_ids:
+        _whole("stop_token_ids", token, 0, _MAX_COUNT)
+
+
+def _check_stop(stop: str | Sequence[str] | None) -> None:
+    if stop is None:
+        return
+    _kind("stop", stop, _COLLECTION, "a text or a list of texts")
+    stop_strings = (stop,) if isinstance(stop, str) else tuple(stop)
     if len(stop_strings) > MAX_STOP_STRINGS:
         raise InvalidValue(
             field="stop",

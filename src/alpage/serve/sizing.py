@@ -33,6 +33,7 @@ def size(
     max_positions: int,
     kv_bytes_per_token: int,
     free_bytes: int,
+    free_host_bytes: int | None,
     share: float,
     notify: Callable[[str], None],
 ) -> Sizes:
@@ -43,6 +44,7 @@ def size(
         max_positions: the model's own limit.
         kv_bytes_per_token: of one token in all layers.
         free_bytes: memory that is free.
+        free_host_bytes: memory of the host that is free; None: it is the same memory.
         share: of it that is taken if the config does not say.
         notify: takes a line where memory limits the length of requests.
 
@@ -87,15 +89,27 @@ def size(
             f"KV memory of {held} holds {num_tokens:,} tokens: requests are limited to that, "
             f"not to {wanted_len:,}. Raise kv_memory for longer ones."
         )
+    kv_bytes = num_pages * page_bytes
+    left_bytes = free_bytes - kv_bytes if free_host_bytes is None else free_host_bytes
     return Sizes(
         page_bytes=page_bytes,
         num_pages=num_pages,
-        num_host_pages=_swap_bytes(config, num_pages * page_bytes) // page_bytes,
+        num_host_pages=_swap_bytes(config, kv_bytes, left_bytes) // page_bytes,
         max_model_len=min(num_tokens, wanted_len),
     )
 
 
-def _swap_bytes(config: EngineConfig, kv_bytes: int) -> int:
+def _swap_bytes(config: EngineConfig, kv_bytes: int, left_bytes: int) -> int:
     if config.swap_memory is None:
-        return kv_bytes // 4
-    return 0 if config.swap_memory == 0 else parse_bytes(config.swap_memory, field="swap_memory")
+        return min(kv_bytes // 4, left_bytes)
+    if config.swap_memory == 0:
+        return 0
+    swap_bytes = parse_bytes(config.swap_memory, field="swap_memory")
+    if swap_bytes > left_bytes:
+        raise OutOfMemory(
+            field="swap_memory",
+            value=config.swap_memory,
+            limit=f"is more than the {format_bytes(left_bytes)} that the host has left",
+            remedy="Ask for less, or leave it out",
+        )
+    return swap_bytes

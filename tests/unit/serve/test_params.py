@@ -29,10 +29,13 @@ BAD_SAMPLING = [
     ("repetition_penalty", 0.0),
     ("repetition_penalty", 1e-40),
     ("seed", 2**64),
-    ("stop", None),
     ("stop", 5),
-    ("stop_token_ids", None),
-    ("logit_bias", None),
+    ("stop", {"a": 1}),
+    ("stop_token_ids", {1: 2}),
+    ("logit_bias", [1]),
+    ("temperature", 10**400),
+    ("max_tokens", 10**400),
+    ("ignore_eos", "no"),
     ("stop", [""]),
     ("stop", ["x"] * 17),
     ("stop", ["x" * 1025]),
@@ -55,7 +58,14 @@ def test_values_out_of_range_are_refused_by_name(name, value):
     assert refusal.value.remedy
 
 
+def test_none_is_empty_as_in_vllm():
+    params = SamplingParams(stop=None, stop_token_ids=None, logit_bias=None)
+    assert params.stop_strings == ()
+    BeamSearchParams(beam_width=2, stop_token_ids=None)
+
+
 BAD_BEAMS = [
+    {"beam_width": 2, "early_stopping": 1},
     {"beam_width": 0},
     {"beam_width": 65},
     {"beam_width": 2, "n": 3},
