@@ -4,7 +4,7 @@ May import: hardware and the base modules. No torch.
 """
 
 from alpage.layout.attention import Attention, attentions
-from alpage.layout.block import Change, block_changes, ends_changes
+from alpage.layout.block import Change, block_rounds, ends_changes, weight_changes
 from alpage.layout.collective import Collective
 from alpage.layout.named import LAYOUTS, Layout, named_layout
 from alpage.layout.redistribute import redistribute
@@ -19,8 +19,9 @@ __all__ = [
     "Layout",
     "Sharding",
     "attentions",
-    "block_changes",
+    "block_rounds",
     "ends_changes",
     "named_layout",
     "redistribute",
+    "weight_changes",
 ]

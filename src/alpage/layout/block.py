@@ -4,7 +4,6 @@ Running a layout means to carry these changes out, and pricing it means to price
 this list.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -44,18 +43,51 @@ class Change:
         )
 
 
-def block_changes(shape: ModelShape, attention: Attention, mesh: Mesh) -> tuple[Change, ...]:
-    """Return the changes of one block, weight gathers first.
+def block_rounds(
+    shape: ModelShape, attention: Attention, mesh: Mesh
+) -> tuple[tuple[Change, ...], ...]:
+    """Return the changes of one block's activations in the order of their rounds.
 
-    In a parallel block attention and feed-forward read one input and add up before one output
-    moves; else each has its own.
+    What changes in one round does so at the same time, and waits for the other ranks once. In a
+    parallel block attention and feed-forward read one input, and add up before one output moves;
+    else each has rounds of its own.
     """
-    halves = [_attention(shape, attention, mesh), _feed_forward(shape, attention)]
-    parts = [[*halves[0], *halves[1]]] if shape.is_parallel else halves
-    changes = list(_weights(shape, attention, mesh))
-    for part in parts:
-        changes += [*_entry(attention), *part, _exit(attention)]
-    return tuple(change for change in changes if change.before != change.after)
+    part_rounds = [_attention(shape, attention, mesh), _feed_forward(shape, attention)]
+    if shape.is_parallel:
+        part_rounds = [[first + second for first, second in zip(*part_rounds, strict=True)]]
+    rounds: list[tuple[Change, ...]] = []
+    for inner_rounds in part_rounds:
+        rounds += [_entry(attention), *inner_rounds, _exit(attention)]
+    return tuple(changing for changes in rounds if (changing := _changing(changes)))
+
+
+def weight_changes(shape: ModelShape, attention: Attention, mesh: Mesh) -> tuple[Change, ...]:
+    """Return the gathers of one block's weights, which wait for no activation."""
+    layout = attention.layout
+    feed_forward = Change(
+        point="feed-forward weights",
+        before=layout.stored_weight("EF"),
+        after=layout.used_weight("EF"),
+        num_tensors=shape.num_ffn_matrices * shape.num_experts,
+        content="weight",
+    )
+    queries = Change(
+        point="query and output weights",
+        before=_head_weight("H", layout.stored_embed, layout.stored_ffw),
+        after=_head_weight("H", layout.embed, layout.ffw),
+        num_tensors=2,
+        content="weight",
+    )
+    keys = Change(
+        point="key and value weights",
+        before=_head_weight(
+            "G", layout.stored_embed, dividing(layout.stored_ffw, shape.num_kv_heads, mesh)
+        ),
+        after=_head_weight("G", layout.embed, dividing(layout.ffw, shape.num_kv_heads, mesh)),
+        num_tensors=2,
+        content="weight",
+    )
+    return _changing((feed_forward, queries, keys))
 
 
 def ends_changes(attention: Attention, mesh: Mesh) -> tuple[Change, ...]:
@@ -69,81 +101,64 @@ def ends_changes(attention: Attention, mesh: Mesh) -> tuple[Change, ...]:
     whole = Sharding(dims=(Dim(letter="T", axes=layout.tokens), Dim(letter="E")))
     cut = Sharding(dims=(Dim(letter="T", axes=layout.tokens), Dim(letter="V", axes=vocab)))
     gathered = Sharding(dims=(Dim(letter="T", axes=layout.tokens), Dim(letter="V")))
-    changes = (
-        Change(point="embedding", before=found, after=layout.residual_sharding()),
-        Change(point="logits input", before=layout.residual_sharding(), after=whole),
-        Change(point="logits", before=cut, after=gathered),
+    return _changing(
+        (
+            Change(point="embedding", before=found, after=layout.residual_sharding()),
+            Change(point="logits input", before=layout.residual_sharding(), after=whole),
+            Change(point="logits", before=cut, after=gathered),
+        )
     )
-    return tuple(change for change in changes if change.before != change.after)
 
 
-def _entry(attention: Attention) -> Iterator[Change]:
+def _entry(attention: Attention) -> tuple[Change, ...]:
     layout = attention.layout
     tokens = (Dim(letter="T", axes=layout.tokens),)
-    yield Change(
+    norm = Change(
         point="norm",
         before=Sharding(dims=tokens, partial=layout.residual),
         after=Sharding(dims=tokens),
         content="statistic",
     )
-    yield Change(point="block input", before=layout.residual_sharding(), after=layout.block_input())
+    return norm, Change(
+        point="block input", before=layout.residual_sharding(), after=layout.block_input()
+    )
 
 
-def _attention(shape: ModelShape, attention: Attention, mesh: Mesh) -> Iterator[Change]:
-    yield Change(point="queries", before=attention.projected(), after=attention.queries())
-    yield Change(
+def _attention(shape: ModelShape, attention: Attention, mesh: Mesh) -> list[tuple[Change, ...]]:
+    queries = Change(point="queries", before=attention.projected(), after=attention.queries())
+    keys_and_values = Change(
         point="keys and values",
         before=attention.projected_kv(shape.num_kv_heads, mesh),
         after=attention.kv(shape.num_kv_heads, mesh),
         num_tensors=2,
     )
-    yield Change(point="attended", before=attention.queries(), after=attention.attended())
+    attended = Change(point="attended", before=attention.queries(), after=attention.attended())
+    return [(queries, keys_and_values), (attended,)]
 
 
-def _feed_forward(shape: ModelShape, attention: Attention) -> Iterator[Change]:
+def _feed_forward(shape: ModelShape, attention: Attention) -> list[tuple[Change, ...]]:
     layout = attention.layout
-    yield Change(
+    scattered = Change(
         point="hidden, partial",
         before=layout.hidden_partial(),
         after=layout.hidden_scattered(),
         num_tensors=shape.num_ffn_matrices - 1,
     )
-    yield Change(point="hidden", before=layout.hidden_scattered(), after=layout.hidden())
+    gathered = Change(point="hidden", before=layout.hidden_scattered(), after=layout.hidden())
+    return [(scattered,), (gathered,)]
 
 
-def _exit(attention: Attention) -> Change:
+def _exit(attention: Attention) -> tuple[Change, ...]:
     layout = attention.layout
-    return Change(
-        point="block output", before=layout.output_partial(), after=layout.residual_sharding()
-    )
-
-
-def _weights(shape: ModelShape, attention: Attention, mesh: Mesh) -> Iterator[Change]:
-    layout = attention.layout
-    feed_forward = shape.num_ffn_matrices * shape.num_experts
-    yield Change(
-        point="feed-forward weights",
-        before=layout.stored_weight("EF"),
-        after=layout.used_weight("EF"),
-        num_tensors=feed_forward,
-        content="weight",
-    )
-    yield Change(
-        point="query and output weights",
-        before=_head_weight("H", layout.stored_embed, layout.stored_ffw),
-        after=_head_weight("H", layout.embed, layout.ffw),
-        num_tensors=2,
-        content="weight",
-    )
-    yield Change(
-        point="key and value weights",
-        before=_head_weight(
-            "G", layout.stored_embed, dividing(layout.stored_ffw, shape.num_kv_heads, mesh)
+    return (
+        Change(
+            point="block output", before=layout.output_partial(), after=layout.residual_sharding()
         ),
-        after=_head_weight("G", layout.embed, dividing(layout.ffw, shape.num_kv_heads, mesh)),
-        num_tensors=2,
-        content="weight",
     )
+
+
+def _changing(changes: tuple[Change, ...]) -> tuple[Change, ...]:
+    return tuple(change for change in changes if change.before != change.after)
 
 
 def _head_weight(letter: str, embed: tuple[str, ...], heads: tuple[str, ...]) -> Sharding:
