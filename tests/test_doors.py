@@ -24,7 +24,12 @@ MAX_PUBLIC_NAMES = 15
 MAX_DOOR_NAMES = 8
 # Two things behind one door: what machine this is and what clusters are; how a tensor lies and
 # where in a model it changes that.
-WIDE_DOORS = {"alpage": MAX_PUBLIC_NAMES, "alpage.hardware": 13, "alpage.layout": 13}
+WIDE_DOORS = {
+    "alpage": MAX_PUBLIC_NAMES,
+    "alpage.hardware": 13,
+    "alpage.layout": 14,
+    "alpage.cost": 12,
+}
 MAX_FIELDS = 12
 # A request's knobs carry the names that vLLM and OpenAI gave them: all of them, side by side.
 WIDE_BY_CONVENTION = {"SamplingParams"}

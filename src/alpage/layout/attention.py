@@ -39,11 +39,6 @@ class Attention:
         assert self.batch == axes[len(axes) - len(self.batch) :], "batch takes the last axes"
 
     @property
-    def name(self) -> str:
-        """The paper's word: "batch" if any axis cuts the sequences, else "heads"."""
-        return "batch" if self.sequence_axes else "heads"
-
-    @property
     def sequence_axes(self) -> tuple[str, ...]:
         """Mesh axes that cut the sequences while attending."""
         return self.layout.tokens + self.batch

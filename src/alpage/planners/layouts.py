@@ -1,0 +1,272 @@
+"""Layouts: how to cut one model over one cluster, so that a forward step takes least.
+
+Every mesh of the cluster, every named layout and every way to attend is priced; what does not fit
+into the memory is left out. Pope et al. 2022 (arXiv:2211.05102) choose so by hand, with the same
+formulas.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import Literal, final
+
+from alpage.cost import DeviceMemory, Precision, Step, Terms, device_memory, forward_terms
+from alpage.errors import AlpageError, OutOfMemory
+from alpage.hardware import Cluster, Mesh
+from alpage.layout import LAYOUTS, Attention, Layout, attentions
+from alpage.units import format_bytes
+from alpage.workload import ModelShape
+
+Objective = Literal["latency", "cost"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One way to run a step, and what it takes.
+
+    Attributes:
+        shape: the model.
+        attention: how it attends, and the layout of its blocks.
+        mesh: the devices.
+        step: what is computed.
+        precision: in which dtypes.
+        terms: the seconds.
+        memory: the bytes on each device.
+    """
+
+    shape: ModelShape
+    attention: Attention
+    mesh: Mesh
+    step: Step
+    precision: Precision
+    terms: Terms
+    memory: DeviceMemory
+
+    @property
+    def layout(self) -> Layout:
+        """Of the blocks."""
+        return self.attention.layout
+
+    @property
+    def attention_sharding(self) -> Literal["heads", "batch"]:
+        """What is cut while attending: the sequences of the batch, or only heads."""
+        return "batch" if self.mesh.size(self.attention.sequence_axes) > 1 else "heads"
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of the step."""
+        return self.terms.step_s
+
+    @property
+    def device_s_per_token(self) -> float:
+        """Seconds of one device for each token: the cost."""
+        return self.step_s * self.mesh.num_ranks / self.step.num_tokens
+
+    @property
+    def mfu(self) -> float:
+        """Share of the peak that useful operations make: two a weight and token, no attention."""
+        num_active = (
+            self.shape.num_parameters
+            - self.shape.num_block_parameters
+            + self.shape.num_active_block_parameters
+        )
+        device = self.mesh.cluster.device
+        peak = device.flops_per_s_of(self.precision.compute) * self.mesh.num_ranks
+        return 2 * num_active * self.step.num_tokens / (self.step_s * peak)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What was chosen among what.
+
+    Attributes:
+        best: the chosen one; of those within a hundredth of the least, the first in a fixed order.
+        runner_up: the best with another layout or another sharding of attention, if there is one.
+        candidates: all that fit, the best first.
+        num_too_large: how many did not fit into the memory.
+    """
+
+    best: Candidate
+    runner_up: Candidate | None
+    candidates: tuple[Candidate, ...]
+    num_too_large: int
+
+
+def choose_layout(
+    shape: ModelShape,
+    cluster: Cluster,
+    step: Step,
+    *,
+    precisions: Sequence[Precision] = (Precision(),),
+    objective: Objective = "latency",
+) -> Choice:
+    """Return the layout under which a step takes least.
+
+    Args:
+        shape: the model.
+        cluster: its devices are all used.
+        step: phase, batch and lengths.
+        precisions: dtypes to choose among.
+        objective: "latency": the least seconds for this batch; "cost": the least device-seconds a
+            token for this batch or any smaller power of two.
+
+    Raises:
+        OutOfMemory: no layout fits into the devices' memory.
+        InvalidValue: no layout can cut the model for this batch, or a device lacks a dtype.
+    """
+    steps = [step] if objective == "latency" else [step, *_smaller(step)]
+    fitting: list[Candidate] = []
+    smallest: Candidate | None = None
+    num_too_large = 0
+    for one_step, precision in product(steps, precisions):
+        for candidate in candidates(shape, cluster, one_step, precision):
+            if candidate.memory.total_bytes <= cluster.device.memory_bytes:
+                fitting.append(candidate)
+                continue
+            num_too_large += 1
+            if smallest is None or candidate.memory.total_bytes < smallest.memory.total_bytes:
+                smallest = candidate
+    if not fitting:
+        raise _nothing_fits(smallest, cluster, step)
+    # The sort is stable: of equals the first layout of the table is taken.
+    fitting.sort(key=lambda one: _goal(one, objective))
+    alike = _ALIKE * _goal(fitting[0], objective)
+    close = (one for one in fitting if _goal(one, objective) <= alike)
+    best = min(close, key=lambda one: _ORDER.index(one.layout))
+    others = (one for one in fitting if _name(one) != _name(best))
+    return Choice(
+        best=best,
+        runner_up=next(others, None),
+        candidates=tuple(fitting),
+        num_too_large=num_too_large,
+    )
+
+
+def candidates(
+    shape: ModelShape, cluster: Cluster, step: Step, precision: Precision
+) -> Iterator[Candidate]:
+    """Yield every way to run a step on all devices of a cluster, whether or not it fits."""
+    refusal: AlpageError | None = None
+    is_empty = True
+    for mesh in meshes(cluster):
+        for attention in (one for layout in _ORDER for one in _ways(layout, mesh, step)):
+            try:
+                candidate = _priced(shape, attention, mesh, step, precision)
+            except AlpageError as error:
+                refusal = error
+                continue
+            is_empty = False
+            yield candidate
+    if is_empty and refusal is not None:
+        raise refusal
+
+
+def meshes(cluster: Cluster) -> tuple[Mesh, ...]:
+    """Return the meshes of axes x, y and z that all devices of a cluster can form.
+
+    On a torus each axis takes whole directions of it; elsewhere any factors do. Over several hosts
+    x may be the outermost axis or the innermost.
+    """
+    directions = _prime_factors(cluster.num_devices) if cluster.torus is None else cluster.torus
+    sizes = {
+        tuple(
+            prod(size for size, axis in zip(directions, axes, strict=True) if axis == which)
+            for which in range(3)
+        )
+        for axes in product(range(3), repeat=len(directions))
+    }
+    orders = ("xyz",) if cluster.num_hosts == 1 else ("xyz", "zyx")
+    return tuple(
+        cluster.mesh(**{axis: dict(zip("xyz", size, strict=True))[axis] for axis in order})
+        for size in sorted(sizes)
+        for order in orders
+    )
+
+
+# Prices closer than this are not told apart: the first layout in order is taken.
+_ALIKE = 1.01
+# Two-dimensional weight-stationary first: with x of one rank it is the one-dimensional layout, and
+# it stores weights as the weight-gathered layouts do.
+_ORDER = tuple(
+    LAYOUTS[name]
+    for name in ("ws_2d", "wg_x", "wg_xy", "wg_xyz", "ws_1d", "megatron", "fsdp", "replicated")
+)
+
+
+def _priced(
+    shape: ModelShape, attention: Attention, mesh: Mesh, step: Step, precision: Precision
+) -> Candidate:
+    return Candidate(
+        shape=shape,
+        attention=attention,
+        mesh=mesh,
+        step=step,
+        precision=precision,
+        terms=forward_terms(shape, attention, mesh, step, precision),
+        memory=device_memory(shape, attention, mesh, step, precision),
+    )
+
+
+def _ways(layout: Layout, mesh: Mesh, step: Step) -> list[Attention]:
+    """Return attention over heads, and over as many sequences as the batch fills.
+
+    The more axes cut the batch, the less keys and values each device keeps and reads.
+    """
+    if step.num_sequences < mesh.size(layout.tokens):
+        return []
+    if layout.tokens and layout.ffw and 1 in (mesh.size(layout.tokens[-1:]), mesh.size(layout.ffw)):
+        return []  # Gathering over one axis less, or over all, is the same.
+    over_heads, *over_batch = attentions(layout)
+    filled = [
+        attention
+        for attention in over_batch
+        if mesh.size(layout.tokens) < mesh.size(attention.sequence_axes) <= step.num_sequences
+    ]
+    return [over_heads, *filled[-1:]]
+
+
+def _name(candidate: Candidate) -> tuple[str, str, str]:
+    return candidate.layout.name, candidate.attention_sharding, candidate.precision.weights
+
+
+def _goal(candidate: Candidate, objective: Objective) -> float:
+    return candidate.step_s if objective == "latency" else candidate.device_s_per_token
+
+
+def _smaller(step: Step) -> list[Step]:
+    sizes = [1 << power for power in range(step.num_sequences.bit_length())]
+    return [
+        Step(
+            num_sequences=size,
+            num_new_tokens=step.num_new_tokens,
+            num_past_tokens=step.num_past_tokens,
+        )
+        for size in sizes
+        if size < step.num_sequences
+    ]
+
+
+def _prime_factors(number: int) -> tuple[int, ...]:
+    """Return a number's prime factors, so that every way to share them out gives three sizes."""
+    factors, divisor = [], 2
+    while number > 1:
+        while number % divisor == 0:
+            factors.append(divisor)
+            number //= divisor
+        divisor += 1
+    return tuple(factors)
+
+
+def _nothing_fits(smallest: Candidate | None, cluster: Cluster, step: Step) -> OutOfMemory:
+    assert smallest is not None, "candidates raises where there is none"
+    return OutOfMemory(
+        field="cluster",
+        value=cluster.name,
+        limit=f"has {format_bytes(cluster.device.memory_bytes)} a device; the smallest layout for "
+        f"{step.num_sequences} sequences of {step.num_past_tokens + step.num_new_tokens} tokens "
+        f"takes {format_bytes(int(smallest.memory.total_bytes))}",
+        remedy="Take more devices, int8 weights, a smaller batch or shorter sequences",
+    )
