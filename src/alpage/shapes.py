@@ -40,6 +40,7 @@ def _palm(num_layers: int, d_model: int, num_heads: int) -> ModelShape:
         vocab_size=256_128,
         is_tied=True,
         is_parallel=True,
+        num_norm_statistics=2,
     )
 
 
@@ -72,6 +73,7 @@ def _gpt(num_layers: int, d_model: int, num_heads: int, vocab_size: int) -> Mode
         num_ffn_matrices=2,
         vocab_size=vocab_size,
         is_tied=True,
+        num_norm_statistics=2,
     )
 
 

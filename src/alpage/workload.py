@@ -23,6 +23,8 @@ class ModelShape:
         num_active_experts: experts that a token runs through.
         is_parallel: whether attention and feed-forward read one normalised input, and so share a
             norm (Chowdhery et al. 2022, arXiv:2204.02311, section 2).
+        num_norm_statistics: numbers that a norm needs of a token: its square for RMSNorm, its mean
+            too for LayerNorm.
 
     >>> smollm2 = ModelShape(
     ...     num_layers=30, d_model=576, num_heads=9, num_kv_heads=3, head_dim=64, d_ff=1536,
@@ -46,6 +48,7 @@ class ModelShape:
     num_experts: int = 1
     num_active_experts: int = 1
     is_parallel: bool = False
+    num_norm_statistics: int = 1
 
     @property
     def num_active_block_parameters(self) -> int:

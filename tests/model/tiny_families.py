@@ -58,7 +58,7 @@ def _make_tiny_palm(path: Path, **sizes: Any) -> "PlainPaLM":
     } | sizes
     D, H, F_ = config["hidden_size"], config["num_attention_heads"], config["intermediate_size"]
     K, G = config.get("head_dim", D // H), config.get("num_key_value_heads", 1)
-    shapes = {"model.embed_tokens": (VOCAB_SIZE, D), "model.norm": (D,)}
+    shapes = {"model.embed_tokens": (config["vocab_size"], D), "model.norm": (D,)}
     for layer in range(config["num_hidden_layers"]):
         block = f"model.layers.{layer}"
         shapes |= {
@@ -72,7 +72,7 @@ def _make_tiny_palm(path: Path, **sizes: Any) -> "PlainPaLM":
             f"{block}.mlp.down_proj": (D, F_),
         }
     if not config.get("tie_word_embeddings", True):
-        shapes["lm_head"] = (VOCAB_SIZE, D)
+        shapes["lm_head"] = (config["vocab_size"], D)
     torch.manual_seed(0)
     tensors = {f"{name}.weight": torch.randn(shape) * 0.5 for name, shape in shapes.items()}
     path.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ MODULES = [
     "workload",
     "layout.attention",
     "layout.named",
-    "layout.redistribute",
+    "layout.redistribution",
     "layout.sharding",
     "cost.arithmetic",
     "serve.pages",

@@ -120,7 +120,7 @@ def forward_terms(
     rounds = block_rounds(shape, attention, mesh)
     moved = _sum([_round_time(changes, sizes, mesh, precision) for changes in rounds])
     gathered = _round_time(weight_changes(shape, attention, mesh), sizes, mesh, precision)
-    ends = _ends_time(attention, sizes, mesh, step, precision)
+    ends = _ends_time(shape, attention, sizes, mesh, step, precision)
     product_s = _block_products_s(shape, attention, mesh, sizes, products)
     attention_s = _attention_s(attention, mesh, sizes, step, precision, products)
     num_layers = shape.num_layers
@@ -147,6 +147,7 @@ def padded_sizes(shape: ModelShape, attention: Attention, mesh: Mesh, step: Step
         "H": _up_to(shape.num_heads, head_shards),
         "G": shape.num_kv_heads,
         "K": shape.head_dim,
+        "N": shape.num_experts,
         "V": _up_to(shape.vocab_size, num_ranks),
     }
 
@@ -212,14 +213,21 @@ def _logits_s(
 
 
 def _ends_time(
-    attention: Attention, sizes: dict[str, int], mesh: Mesh, step: Step, precision: Precision
+    shape: ModelShape,
+    attention: Attention,
+    sizes: dict[str, int],
+    mesh: Mesh,
+    step: Step,
+    precision: Precision,
 ) -> CollectiveTime:
     """Return the collectives of embedding, for all tokens, and logits, for the last ones."""
     last = sizes | {"T": sizes["T"] // step.num_new_tokens}
     return _sum(
         [
-            _round_time((change,), sizes if change.point == "embedding" else last, mesh, precision)
-            for change in ends_changes(attention, mesh)
+            _round_time(
+                (change,), last if change.point.startswith("logits") else sizes, mesh, precision
+            )
+            for change in ends_changes(shape, attention, mesh)
         ]
     )
 

@@ -7,7 +7,7 @@ from alpage.layout.attention import Attention, attentions, dividing
 from alpage.layout.block import Change, block_rounds, ends_changes, weight_changes
 from alpage.layout.collective import Collective
 from alpage.layout.named import LAYOUTS, Layout, named_layout
-from alpage.layout.redistribute import redistribute
+from alpage.layout.redistribution import redistribute
 from alpage.layout.sharding import Dim, Sharding
 
 __all__ = [

@@ -62,8 +62,7 @@ class Attention:
 
     def kv(self, num_kv_heads: int, mesh: Mesh) -> Sharding:
         """Return how keys and values lie while attending, and in memory."""
-        axes = dividing(self.layout.ffw, num_kv_heads, mesh)
-        return _heads(self.sequence_axes, "G", axes[: len(self._kept())])
+        return _heads(self.sequence_axes, "G", dividing(self._kept(), num_kv_heads, mesh))
 
     def _kept(self) -> tuple[str, ...]:
         axes = head_axes(self.layout)

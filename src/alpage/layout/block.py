@@ -10,7 +10,7 @@ from typing import Literal, final
 from alpage.hardware import Mesh
 from alpage.layout.attention import Attention, dividing
 from alpage.layout.collective import Collective
-from alpage.layout.redistribute import redistribute
+from alpage.layout.redistribution import redistribute
 from alpage.layout.sharding import Dim, Sharding
 from alpage.workload import ModelShape
 
@@ -57,7 +57,7 @@ def block_rounds(
         part_rounds = [[first + second for first, second in zip(*part_rounds, strict=True)]]
     rounds: list[tuple[Change, ...]] = []
     for inner_rounds in part_rounds:
-        rounds += [_entry(attention), *inner_rounds, _exit(attention)]
+        rounds += [_entry(shape, attention), *inner_rounds, _exit(attention)]
     return tuple(changing for changes in rounds if (changing := _changing(changes)))
 
 
@@ -87,11 +87,19 @@ def weight_changes(shape: ModelShape, attention: Attention, mesh: Mesh) -> tuple
         num_tensors=2,
         content="weight",
     )
-    return _changing((feed_forward, queries, keys))
+    if shape.num_experts == 1:
+        return _changing((feed_forward, queries, keys))
+    router = Change(
+        point="router weights",
+        before=layout.stored_weight("EN"),
+        after=layout.used_weight("EN"),
+        content="weight",
+    )
+    return _changing((router, feed_forward, queries, keys))
 
 
-def ends_changes(attention: Attention, mesh: Mesh) -> tuple[Change, ...]:
-    """Return the changes before the first and behind the last block: embedding and logits.
+def ends_changes(shape: ModelShape, attention: Attention, mesh: Mesh) -> tuple[Change, ...]:
+    """Return the changes before the first and behind the last block: embedding, norm and logits.
 
     The vocabulary is cut over all ranks. Tokens that are cut are gathered for both ends.
     """
@@ -104,23 +112,29 @@ def ends_changes(attention: Attention, mesh: Mesh) -> tuple[Change, ...]:
     return _changing(
         (
             Change(point="embedding", before=found, after=layout.residual_sharding()),
+            _norm(shape, attention),
             Change(point="logits input", before=layout.residual_sharding(), after=whole),
             Change(point="logits", before=cut, after=gathered),
         )
     )
 
 
-def _entry(attention: Attention) -> tuple[Change, ...]:
+def _entry(shape: ModelShape, attention: Attention) -> tuple[Change, ...]:
+    layout = attention.layout
+    return _norm(shape, attention), Change(
+        point="block input", before=layout.residual_sharding(), after=layout.block_input()
+    )
+
+
+def _norm(shape: ModelShape, attention: Attention) -> Change:
     layout = attention.layout
     tokens = (Dim(letter="T", axes=layout.tokens),)
-    norm = Change(
+    return Change(
         point="norm",
         before=Sharding(dims=tokens, partial=layout.residual),
         after=Sharding(dims=tokens),
+        num_tensors=shape.num_norm_statistics,
         content="statistic",
-    )
-    return norm, Change(
-        point="block input", before=layout.residual_sharding(), after=layout.block_input()
     )
 
 
@@ -142,10 +156,23 @@ def _feed_forward(shape: ModelShape, attention: Attention) -> list[tuple[Change,
         point="hidden, partial",
         before=layout.hidden_partial(),
         after=layout.hidden_scattered(),
-        num_tensors=shape.num_ffn_matrices - 1,
+        num_tensors=(shape.num_ffn_matrices - 1) * shape.num_active_experts,
     )
-    gathered = Change(point="hidden", before=layout.hidden_scattered(), after=layout.hidden())
-    return [(scattered,), (gathered,)]
+    gathered = Change(
+        point="hidden",
+        before=layout.hidden_scattered(),
+        after=layout.hidden(),
+        num_tensors=shape.num_active_experts,
+    )
+    if shape.num_experts == 1:
+        return [(scattered,), (gathered,)]
+    scores = (Dim(letter="T", axes=layout.tokens), Dim(letter="N"))
+    router = Change(
+        point="router",
+        before=Sharding(dims=scores, partial=layout.embed),
+        after=Sharding(dims=scores),
+    )
+    return [(router,), (scattered,), (gathered,)]
 
 
 def _exit(attention: Attention) -> tuple[Change, ...]:

@@ -11,6 +11,7 @@ from alpage.errors import Unsupported
 from alpage.models.checkpoint import Checkpoint
 from alpage.models.weights import fill
 from alpage.ops.attention import PagedKV
+from alpage.partition import REPLICATED, Sharder
 from alpage.workload import ModelShape
 
 # Hugging Face's name of an architecture -> our file, which has `build` and `WEIGHTS`.
@@ -44,11 +45,14 @@ class Model(Protocol):
         """Return logits_RV."""
 
 
-def build(config: Mapping[str, Any]) -> tuple[Model, Mapping[str, tuple[str, ...]]]:
+def build(
+    config: Mapping[str, Any], sharder: Sharder = REPLICATED
+) -> tuple[Model, Mapping[str, tuple[str, ...]]]:
     """Return a model without weights, on the meta device, and the table of its weights' names.
 
     Args:
         config: a Hugging Face config.json.
+        sharder: how it runs on this rank.
 
     Raises:
         Unsupported: no file here computes this architecture.
@@ -65,10 +69,16 @@ def build(config: Mapping[str, Any]) -> tuple[Model, Mapping[str, tuple[str, ...
         )
     file = importlib.import_module(ARCHITECTURES[name])
     with torch.device("meta"):
-        return file.build(config), file.WEIGHTS
+        return file.build(config, sharder), file.WEIGHTS
 
 
-def load(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> Model:
+def load(
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    sharder: Sharder = REPLICATED,
+) -> Model:
     """Return the checkpoint's model with its weights, ready to run.
 
     Raises:
@@ -76,7 +86,8 @@ def load(checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) ->
         BadCheckpoint: config and tensors do not fit each other.
         OutOfMemory: the device cannot hold the weights.
     """
-    model, table = build(checkpoint.config)
+    model, table = build(checkpoint.config, sharder)
     assert isinstance(model, nn.Module)
     fill(model, table, checkpoint.tensors, dtype=dtype, device=device)
+    sharder.cut(model)
     return model.to(device).eval()

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alpage.models.layers import Linear
+from alpage.partition import Parts, Sharder
 from alpage.workload import ModelShape
 
 
@@ -22,47 +23,59 @@ from alpage.workload import ModelShape
 class RoutedMLP(nn.Module):
     """x_...D -> x_...D: a router, and experts that are down(silu(gate) * up) each."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, sharder: Sharder) -> None:
         super().__init__()
+        self.sharder = sharder
+        self.num_experts = shape.num_experts
         self.num_active = shape.num_active_experts
-        self.router = Linear(shape.d_model, shape.num_experts)
-        self.gate_up = ExpertLinear(shape.num_experts, shape.d_model, 2 * shape.d_ff)
-        self.down = ExpertLinear(shape.num_experts, shape.d_ff, shape.d_model)
+        embed, gate = ("E", shape.d_model), ("F", shape.d_ff)
+        self.router = Linear((embed,), (("-", shape.num_experts),), sharder)
+        self.gate_up = ExpertLinear(shape.num_experts, (embed,), (gate, gate), sharder)
+        self.down = ExpertLinear(shape.num_experts, (gate,), (embed,), sharder)
 
     def forward(self, x: Tensor) -> Tensor:
         """Sort pairs by expert, run each expert once over its tokens, add up where they belong."""
+        x = self.sharder.constrain(x, "block input")
         x_TD = x.flatten(0, -2)
         weight_TA, expert_TA = self._route(x_TD)
         expert_P = expert_TA.flatten()
         order_P = expert_P.argsort(stable=True)
         token_P = order_P // self.num_active
         # Sizes are the host's business: on a GPU this waits for the router.
-        num_tokens_N = expert_P.bincount(minlength=len(self.router.weight)).tolist()
-        x_NnD = torch.split(x_TD.index_select(0, token_P), num_tokens_N)
-        outs = [self._expert(expert, x_nD) for expert, x_nD in enumerate(x_NnD) if len(x_nD)]
+        num_tokens_N = expert_P.bincount(minlength=self.num_experts).tolist()
+        gate_PF, up_PF = self.gate_up(x_TD.index_select(0, token_P), num_tokens_N).chunk(2, dim=-1)
+        constrain = self.sharder.constrain
+        gate_PF = F.silu(constrain(gate_PF, "hidden, partial"))
+        hidden_PF = constrain(gate_PF * constrain(up_PF, "hidden, partial"), "hidden")
         weight_P1 = weight_TA.flatten()[order_P, None]
-        out_PD = (torch.cat(outs) * weight_P1).to(x.dtype)
-        return torch.zeros_like(x_TD).index_add(0, token_P, out_PD).view_as(x)
+        out_PD = (self.down(hidden_PF, num_tokens_N) * weight_P1).to(x.dtype)
+        out_TD = torch.zeros_like(x_TD).index_add(0, token_P, out_PD)
+        return constrain(out_TD.view_as(x), "block output")
 
     def _route(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """Return weight_TA, which add up to 1 and are float32 at least, and expert_TA."""
-        score_TA, expert_TA = self.router(x_TD).topk(self.num_active)
+        score_TN = self.sharder.constrain(self.router(x_TD), "router")
+        score_TA, expert_TA = score_TN.topk(self.num_active)
         dtype = torch.promote_types(x_TD.dtype, torch.float32)
         return score_TA.softmax(-1, dtype=dtype), expert_TA
-
-    def _expert(self, expert: int, x_nD: Tensor) -> Tensor:
-        gate_nF, up_nF = self.gate_up(x_nD, expert).chunk(2, dim=-1)
-        return self.down(F.silu(gate_nF) * up_nF, expert)  # type: ignore[no-any-return]
 
 
 @final
 class ExpertLinear(nn.Module):
     """A matrix for every expert. The weight is N matrices of as many rows as features out."""
 
-    def __init__(self, num_experts: int, num_in: int, num_out: int) -> None:
+    def __init__(self, num_experts: int, columns: Parts, rows: Parts, sharder: Sharder) -> None:
         super().__init__()
+        self.columns, self.rows = columns, rows
+        num_in, num_out = (sum(size for _, size in parts) for parts in (columns, rows))
         self.weight = nn.Parameter(torch.empty(num_experts, num_out, num_in))
+        self.bias = None
+        self._sharder = sharder
 
-    def forward(self, x: Tensor, expert: int) -> Tensor:
-        """Multiply with one expert's."""
-        return F.linear(x, self.weight[expert])
+    def forward(self, x_PD: Tensor, num_tokens_N: list[int]) -> Tensor:
+        """Multiply each expert's rows with its matrix; those that have none are not touched."""
+        weight_NFD = self._sharder.weight(self.weight, self.rows, self.columns)
+        x_NnD = torch.split(x_PD, num_tokens_N)
+        return torch.cat(
+            [F.linear(x_nD, weight_NFD[n]) for n, x_nD in enumerate(x_NnD) if len(x_nD)]
+        )

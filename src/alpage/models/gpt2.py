@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alpage.models.config import MAX_LAYERS, ConfigReader
-from alpage.models.layers import Embedding, LayerNorm, Linear
+from alpage.models.layers import Embedding, Head, LayerNorm, Linear, Positions
 from alpage.models.weights import Transposed
 from alpage.ops.attention import PagedKV, PagedLayer, attention
+from alpage.partition import REPLICATED, Sharder
 from alpage.workload import ModelShape
 
 
@@ -65,6 +66,7 @@ class GPT2Config:
             num_ffn_matrices=2,
             vocab_size=read.size("vocab_size"),
             is_tied=read.flag("tie_word_embeddings", default=True),
+            num_norm_statistics=2,
         )
         return GPT2Config(
             shape=shape,
@@ -77,15 +79,16 @@ class GPT2Config:
 class GPT2(nn.Module):
     """tokens_T -> logits_TV."""
 
-    def __init__(self, config: GPT2Config) -> None:
+    def __init__(self, config: GPT2Config, sharder: Sharder = REPLICATED) -> None:
         super().__init__()
         shape = config.shape
         self.config = config
-        self.embedding = Embedding(shape.vocab_size, shape.d_model)
-        self.positions = Embedding(config.max_positions, shape.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(shape.num_layers))
-        self.norm = LayerNorm(shape.d_model, config.norm_eps, has_bias=True)
-        self.head = None if shape.is_tied else Linear(shape.d_model, shape.vocab_size)
+        self.sharder = sharder
+        self.embedding = Embedding(shape.vocab_size, shape.d_model, sharder)
+        self.positions = Positions(config.max_positions, shape.d_model)
+        self.blocks = nn.ModuleList(Block(config, sharder) for _ in range(shape.num_layers))
+        self.norm = LayerNorm(shape.d_model, config.norm_eps, sharder, has_bias=True)
+        self.head = None if shape.is_tied else Head(shape, sharder)
 
     @property
     def shape(self) -> ModelShape:
@@ -110,28 +113,29 @@ class GPT2(nn.Module):
     def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
         """Return x_TD, what the vocabulary projection reads."""
         # The lookup itself asserts that there is such a position.
-        x_TD = self.embedding(tokens_T) + self.positions(positions_T)
+        x_TD = self.embedding(self.sharder.tokens(tokens_T))
+        x_TD = x_TD + self.positions(self.sharder.tokens(positions_T))
         for layer, block in enumerate(self.blocks):
             x_TD = block(x_TD, None if kv is None else kv[layer])
         return self.norm(x_TD)  # type: ignore[no-any-return]
 
     def logits(self, x_RD: Tensor) -> Tensor:
         """Return logits_RV of the rows that are asked for."""
-        if self.head is None:
-            return F.linear(x_RD, self.embedding.weight)
-        return self.head(x_RD)  # type: ignore[no-any-return]
+        head = self.embedding if self.head is None else self.head
+        return head.logits(x_RD)
 
 
 @final
 class Block(nn.Module):
     """x_TD -> x_TD."""
 
-    def __init__(self, config: GPT2Config) -> None:
+    def __init__(self, config: GPT2Config, sharder: Sharder) -> None:
         super().__init__()
-        self.attention_norm = LayerNorm(config.shape.d_model, config.norm_eps, has_bias=True)
-        self.attention = Attention(config.shape)
-        self.mlp_norm = LayerNorm(config.shape.d_model, config.norm_eps, has_bias=True)
-        self.mlp = MLP(config.shape)
+        d_model = config.shape.d_model
+        self.attention_norm = LayerNorm(d_model, config.norm_eps, sharder, has_bias=True)
+        self.attention = Attention(config.shape, sharder)
+        self.mlp_norm = LayerNorm(d_model, config.norm_eps, sharder, has_bias=True)
+        self.mlp = MLP(config.shape, sharder)
 
     def forward(self, x_TD: Tensor, kv: PagedLayer | None) -> Tensor:
         """Add attention, then the feed-forward."""
@@ -143,36 +147,47 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, sharder: Sharder) -> None:
         super().__init__()
+        self.sharder = sharder
         self.head_dim = shape.head_dim
-        self.qkv = Linear(shape.d_model, 3 * shape.d_model, has_bias=True)
-        self.out = Linear(shape.d_model, shape.d_model, has_bias=True)
+        embed, heads = ("E", shape.d_model), ("H", shape.d_model)
+        self.qkv = Linear((embed,), (heads, heads, heads), sharder, has_bias=True)
+        self.out = Linear((heads,), (embed,), sharder, has_bias=True)
 
     def forward(self, x_TD: Tensor, kv: PagedLayer | None) -> Tensor:
         """Project, attend, project back."""
-        q_THK, k_THK, v_THK = self.qkv(x_TD).unflatten(-1, (3, -1, self.head_dim)).unbind(-3)
+        constrain = self.sharder.constrain
+        qkv = self.qkv(constrain(x_TD, "block input"))
+        q_THK, k_THK, v_THK = qkv.unflatten(-1, (3, -1, self.head_dim)).unbind(-3)
+        q_THK = constrain(q_THK, "queries")
+        k_THK, v_THK = (constrain(x_THK, "keys and values") for x_THK in (k_THK, v_THK))
         out_THK = attention(q_THK, k_THK, v_THK, kv)
-        return self.out(out_THK.flatten(-2))  # type: ignore[no-any-return]
+        return constrain(self.out(constrain(out_THK, "attended").flatten(-2)), "block output")
 
 
 @final
 class MLP(nn.Module):
     """down(gelu(up))."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, sharder: Sharder) -> None:
         super().__init__()
-        self.up = Linear(shape.d_model, shape.d_ff, has_bias=True)
-        self.down = Linear(shape.d_ff, shape.d_model, has_bias=True)
+        self.sharder = sharder
+        embed, ffw = ("E", shape.d_model), ("F", shape.d_ff)
+        self.up = Linear((embed,), (ffw,), sharder, has_bias=True)
+        self.down = Linear((ffw,), (embed,), sharder, has_bias=True)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Widen, bend, narrow."""
-        return self.down(F.gelu(self.up(x_TD), approximate="tanh"))  # type: ignore[no-any-return]
+        constrain = self.sharder.constrain
+        up_TF = constrain(self.up(constrain(x_TD, "block input")), "hidden, partial")
+        hidden_TF = constrain(F.gelu(up_TF, approximate="tanh"), "hidden")
+        return constrain(self.down(hidden_TF), "block output")
 
 
-def build(config: Mapping[str, Any]) -> GPT2:
+def build(config: Mapping[str, Any], sharder: Sharder = REPLICATED) -> GPT2:
     """Return a GPT-2 without weights from a Hugging Face config.json."""
-    return GPT2(GPT2Config.from_hf(config))
+    return GPT2(GPT2Config.from_hf(config), sharder)
 
 
 # Our parameter <- the Hugging Face tensor that it is. `{}` is the number of the block.

@@ -1,5 +1,7 @@
 """Layers: the pieces that every architecture is made of.
 
+Each says what its weight is made of (`Parts`), so that a sharder can cut it.
+
 Dims: D model, F features out; `...` any leading dims: T for a flat serving step, B L for training.
 """
 
@@ -9,58 +11,129 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alpage.partition import REPLICATED, Parts, Sharder
+from alpage.workload import ModelShape
+
 
 @final
 class Linear(nn.Module):
-    """x_...D -> x_...F. The weight is F rows of D, unset until it is loaded."""
+    """x_...D -> x_...F. The weight is F rows of D, unset until it is loaded.
 
-    def __init__(self, num_in: int, num_out: int, *, has_bias: bool = False) -> None:
+    Args:
+        columns: parts of D.
+        rows: parts of F.
+        has_bias: whether a vector is added.
+        sharder: gathers the weight, if it is stored in more parts than it is used in.
+    """
+
+    def __init__(
+        self,
+        columns: Parts,
+        rows: Parts,
+        sharder: Sharder = REPLICATED,
+        *,
+        has_bias: bool = False,
+    ) -> None:
         super().__init__()
+        self.columns, self.rows = columns, rows
+        num_in, num_out = (sum(size for _, size in parts) for parts in (columns, rows))
         self.weight = nn.Parameter(torch.empty(num_out, num_in))
         self.bias = nn.Parameter(torch.empty(num_out)) if has_bias else None
+        self._sharder = sharder
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply."""
-        return F.linear(x, self.weight, self.bias)
+        weight_FD = self._sharder.weight(self.weight, self.rows, self.columns)
+        return F.linear(x, weight_FD, self.bias)
 
 
 @final
 class Embedding(nn.Module):
     """tokens_... -> x_...D."""
 
-    def __init__(self, vocab_size: int, dim: int) -> None:
+    def __init__(self, vocab_size: int, dim: int, sharder: Sharder = REPLICATED) -> None:
         super().__init__()
+        self.rows, self.columns = (("V", vocab_size),), (("-", dim),)
         self.weight = nn.Parameter(torch.empty(vocab_size, dim))
+        self.bias = None
+        self._sharder = sharder
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Look up."""
-        return F.embedding(tokens, self.weight)
+        return self._sharder.embed(tokens, self.weight)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return logits_...V, where the vocabulary projection is this embedding."""
+        return _logits(x, self.weight, self._sharder)
+
+
+@final
+class Head(nn.Module):
+    """x_...D -> logits_...V, of a vocabulary projection of its own."""
+
+    def __init__(self, shape: ModelShape, sharder: Sharder = REPLICATED) -> None:
+        super().__init__()
+        self.rows, self.columns = (("V", shape.vocab_size),), (("-", shape.d_model),)
+        self.weight = nn.Parameter(torch.empty(shape.vocab_size, shape.d_model))
+        self.bias = None
+        self._sharder = sharder
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Project."""
+        return _logits(x, self.weight, self._sharder)
+
+
+@final
+class Positions(nn.Module):
+    """positions_... -> x_...D, learned; cut as activations between blocks are."""
+
+    def __init__(self, max_positions: int, dim: int) -> None:
+        super().__init__()
+        self.rows, self.columns = (("-", max_positions),), (("R", dim),)
+        self.weight = nn.Parameter(torch.empty(max_positions, dim))
+        self.bias = None
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Look up."""
+        return F.embedding(positions, self.weight)
 
 
 @final
 class LayerNorm(nn.Module):
     """(x - mean) / deviation * weight + bias of the last dim (Ba et al. 2016, arXiv:1607.06450)."""
 
-    def __init__(self, dim: int, eps: float, *, has_bias: bool) -> None:
+    def __init__(
+        self, dim: int, eps: float, sharder: Sharder = REPLICATED, *, has_bias: bool
+    ) -> None:
         super().__init__()
+        self.rows, self.columns = (), (("R", dim),)
         self.weight = nn.Parameter(torch.empty(dim))
         self.bias = nn.Parameter(torch.empty(dim)) if has_bias else None
         self.eps = eps
+        self._sharder = sharder
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return self._sharder.layer_norm(x, self.weight, self.bias, self.eps)
 
 
 @final
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dim (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, sharder: Sharder = REPLICATED) -> None:
         super().__init__()
+        self.rows, self.columns = (), (("R", dim),)
         self.weight = nn.Parameter(torch.empty(dim))
+        self.bias = None
         self.eps = eps
+        self._sharder = sharder
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return self._sharder.rms_norm(x, self.weight, self.eps)
+
+
+def _logits(x: Tensor, weight_VD: Tensor, sharder: Sharder) -> Tensor:
+    x = sharder.constrain(x, "logits input")
+    return sharder.constrain(F.linear(x, weight_VD), "logits")

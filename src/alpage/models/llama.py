@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from alpage.models import rope
 from alpage.models.config import MAX_LAYERS, MAX_POSITIONS, ConfigReader
-from alpage.models.layers import Embedding, Linear, RMSNorm
+from alpage.models.layers import Embedding, Head, Linear, RMSNorm
 from alpage.ops.attention import PagedKV, PagedLayer, attention
+from alpage.partition import REPLICATED, Sharder
 from alpage.workload import ModelShape
 
 
@@ -89,14 +90,15 @@ class LlamaConfig:
 class Llama(nn.Module):
     """tokens_T -> logits_TV."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: LlamaConfig, sharder: Sharder = REPLICATED) -> None:
         super().__init__()
         shape = config.shape
         self.config = config
-        self.embedding = Embedding(shape.vocab_size, shape.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(shape.num_layers))
-        self.norm = RMSNorm(shape.d_model, config.norm_eps)
-        self.head = None if shape.is_tied else Linear(shape.d_model, shape.vocab_size)
+        self.sharder = sharder
+        self.embedding = Embedding(shape.vocab_size, shape.d_model, sharder)
+        self.blocks = nn.ModuleList(Block(config, sharder) for _ in range(shape.num_layers))
+        self.norm = RMSNorm(shape.d_model, config.norm_eps, sharder)
+        self.head = None if shape.is_tied else Head(shape, sharder)
         frequency_J, self.turn_factor = rope.frequencies(
             shape.head_dim, config.rope_theta, config.rope_scaling, config.max_positions
         )
@@ -124,31 +126,32 @@ class Llama(nn.Module):
 
     def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
         """Return x_TD, what the vocabulary projection reads."""
-        x_TD = self.embedding(tokens_T)
-        turn_TK = rope.turns(positions_T, self.frequency_J, self.turn_factor)
+        x_TD = self.embedding(self.sharder.tokens(tokens_T))
+        position_T = self.sharder.attended(positions_T)
+        turn_TK = rope.turns(position_T, self.frequency_J, self.turn_factor)
         for layer, block in enumerate(self.blocks):
             x_TD = block(x_TD, turn_TK, None if kv is None else kv[layer])
         return self.norm(x_TD)  # type: ignore[no-any-return]
 
     def logits(self, x_RD: Tensor) -> Tensor:
         """Return logits_RV of the rows that are asked for."""
-        if self.head is None:
-            return F.linear(x_RD, self.embedding.weight)
-        return self.head(x_RD)  # type: ignore[no-any-return]
+        head = self.embedding if self.head is None else self.head
+        return head.logits(x_RD)
 
 
 @final
 class Block(nn.Module):
     """x_TD -> x_TD."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: LlamaConfig, sharder: Sharder) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.shape.d_model, config.norm_eps)
+        d_model = config.shape.d_model
+        self.attention_norm = RMSNorm(d_model, config.norm_eps, sharder)
         self.attention = Attention(
-            config.shape, window=config.window, has_bias=config.has_attention_bias
+            config.shape, sharder, window=config.window, has_bias=config.has_attention_bias
         )
-        self.mlp_norm = RMSNorm(config.shape.d_model, config.norm_eps)
-        self.mlp = MLP(config)
+        self.mlp_norm = RMSNorm(d_model, config.norm_eps, sharder)
+        self.mlp = MLP(config, sharder)
 
     def forward(self, x_TD: Tensor, turn_TK: Tensor, kv: PagedLayer | None) -> Tensor:
         """Add attention, then the feed-forward."""
@@ -160,42 +163,56 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, shape: ModelShape, *, window: int | None, has_bias: bool) -> None:
+    def __init__(
+        self, shape: ModelShape, sharder: Sharder, *, window: int | None, has_bias: bool
+    ) -> None:
         super().__init__()
+        self.sharder = sharder
         self.head_dim = shape.head_dim
         self.window = window
-        self.heads = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
-        self.qkv = Linear(shape.d_model, sum(self.heads) * shape.head_dim, has_bias=has_bias)
-        self.out = Linear(shape.num_heads * shape.head_dim, shape.d_model, has_bias=has_bias)
+        num_kv_heads = sharder.share("G", shape.num_kv_heads)
+        self.heads = [sharder.share("H", shape.num_heads), num_kv_heads, num_kv_heads]
+        embed = ("E", shape.d_model)
+        query = ("H", shape.num_heads * shape.head_dim)
+        key = value = ("G", shape.num_kv_heads * shape.head_dim)
+        self.qkv = Linear((embed,), (query, key, value), sharder, has_bias=has_bias)
+        self.out = Linear((query,), (embed,), sharder, has_bias=has_bias)
 
     def forward(self, x_TD: Tensor, turn_TK: Tensor, kv: PagedLayer | None) -> Tensor:
         """Project, turn, attend, project back."""
-        qkv_THK = self.qkv(x_TD).unflatten(-1, (-1, self.head_dim))
+        constrain = self.sharder.constrain
+        qkv_THK = self.qkv(constrain(x_TD, "block input")).unflatten(-1, (-1, self.head_dim))
         q_THK, k_TGK, v_TGK = qkv_THK.split(self.heads, dim=-2)
-        q_THK, k_TGK = rope.rotate(q_THK, turn_TK), rope.rotate(k_TGK, turn_TK)
+        q_THK = rope.rotate(constrain(q_THK, "queries"), turn_TK)
+        k_TGK = rope.rotate(constrain(k_TGK, "keys and values"), turn_TK)
+        v_TGK = constrain(v_TGK, "keys and values")
         out_THK = attention(q_THK, k_TGK, v_TGK, kv, window=self.window)
-        return self.out(out_THK.flatten(-2))  # type: ignore[no-any-return]
+        return constrain(self.out(constrain(out_THK, "attended").flatten(-2)), "block output")
 
 
 @final
 class MLP(nn.Module):
     """down(silu(gate) * up)."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: LlamaConfig, sharder: Sharder) -> None:
         super().__init__()
-        shape, has_bias = config.shape, config.has_mlp_bias
-        self.gate_up = Linear(shape.d_model, 2 * shape.d_ff, has_bias=has_bias)
-        self.down = Linear(shape.d_ff, shape.d_model, has_bias=has_bias)
+        self.sharder = sharder
+        embed, gate = ("E", config.shape.d_model), ("F", config.shape.d_ff)
+        self.gate_up = Linear((embed,), (gate, gate), sharder, has_bias=config.has_mlp_bias)
+        self.down = Linear((gate,), (embed,), sharder, has_bias=config.has_mlp_bias)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Gate."""
-        gate_TF, up_TF = self.gate_up(x_TD).chunk(2, dim=-1)
-        return self.down(F.silu(gate_TF) * up_TF)  # type: ignore[no-any-return]
+        constrain = self.sharder.constrain
+        gate_TF, up_TF = self.gate_up(constrain(x_TD, "block input")).chunk(2, dim=-1)
+        gate_TF = F.silu(constrain(gate_TF, "hidden, partial"))
+        hidden_TF = gate_TF * constrain(up_TF, "hidden, partial")
+        return constrain(self.down(constrain(hidden_TF, "hidden")), "block output")
 
 
-def build(config: Mapping[str, Any]) -> Llama:
+def build(config: Mapping[str, Any], sharder: Sharder = REPLICATED) -> Llama:
     """Return a Llama without weights from a Hugging Face config.json."""
-    return Llama(LlamaConfig.from_hf(config))
+    return Llama(LlamaConfig.from_hf(config), sharder)
 
 
 # Our parameter <- the Hugging Face tensors whose rows it stacks. `{}` is the number of the block.

@@ -16,17 +16,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alpage.errors import BadCheckpoint
 from alpage.models import rope
 from alpage.models.config import MAX_LAYERS, MAX_POSITIONS, ConfigReader
 from alpage.models.experts import RoutedMLP
-from alpage.models.layers import Embedding, Linear, RMSNorm
+from alpage.models.layers import Embedding, Head, RMSNorm
 from alpage.models.llama import Attention
 from alpage.models.weights import PerExpert
 from alpage.ops.attention import PagedKV, PagedLayer
+from alpage.partition import REPLICATED, Sharder
 from alpage.workload import ModelShape
 
 
@@ -96,14 +96,15 @@ class MixtralConfig:
 class Mixtral(nn.Module):
     """tokens_T -> logits_TV."""
 
-    def __init__(self, config: MixtralConfig) -> None:
+    def __init__(self, config: MixtralConfig, sharder: Sharder = REPLICATED) -> None:
         super().__init__()
         shape = config.shape
         self.config = config
-        self.embedding = Embedding(shape.vocab_size, shape.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(shape.num_layers))
-        self.norm = RMSNorm(shape.d_model, config.norm_eps)
-        self.head = None if shape.is_tied else Linear(shape.d_model, shape.vocab_size)
+        self.sharder = sharder
+        self.embedding = Embedding(shape.vocab_size, shape.d_model, sharder)
+        self.blocks = nn.ModuleList(Block(config, sharder) for _ in range(shape.num_layers))
+        self.norm = RMSNorm(shape.d_model, config.norm_eps, sharder)
+        self.head = None if shape.is_tied else Head(shape, sharder)
         frequency_J, self.turn_factor = rope.frequencies(
             shape.head_dim, config.rope_theta, config.rope_scaling, config.max_positions
         )
@@ -131,29 +132,30 @@ class Mixtral(nn.Module):
 
     def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
         """Return x_TD, what the vocabulary projection reads."""
-        x_TD = self.embedding(tokens_T)
-        turn_TK = rope.turns(positions_T, self.frequency_J, self.turn_factor)
+        x_TD = self.embedding(self.sharder.tokens(tokens_T))
+        position_T = self.sharder.attended(positions_T)
+        turn_TK = rope.turns(position_T, self.frequency_J, self.turn_factor)
         for layer, block in enumerate(self.blocks):
             x_TD = block(x_TD, turn_TK, None if kv is None else kv[layer])
         return self.norm(x_TD)  # type: ignore[no-any-return]
 
     def logits(self, x_RD: Tensor) -> Tensor:
         """Return logits_RV of the rows that are asked for."""
-        if self.head is None:
-            return F.linear(x_RD, self.embedding.weight)
-        return self.head(x_RD)  # type: ignore[no-any-return]
+        head = self.embedding if self.head is None else self.head
+        return head.logits(x_RD)
 
 
 @final
 class Block(nn.Module):
     """x_TD -> x_TD."""
 
-    def __init__(self, config: MixtralConfig) -> None:
+    def __init__(self, config: MixtralConfig, sharder: Sharder) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.shape.d_model, config.norm_eps)
-        self.attention = Attention(config.shape, window=config.window, has_bias=False)
-        self.mlp_norm = RMSNorm(config.shape.d_model, config.norm_eps)
-        self.mlp = RoutedMLP(config.shape)
+        d_model = config.shape.d_model
+        self.attention_norm = RMSNorm(d_model, config.norm_eps, sharder)
+        self.attention = Attention(config.shape, sharder, window=config.window, has_bias=False)
+        self.mlp_norm = RMSNorm(d_model, config.norm_eps, sharder)
+        self.mlp = RoutedMLP(config.shape, sharder)
 
     def forward(self, x_TD: Tensor, turn_TK: Tensor, kv: PagedLayer | None) -> Tensor:
         """Add attention, then what the picked experts say."""
@@ -161,9 +163,9 @@ class Block(nn.Module):
         return x_TD + self.mlp(self.mlp_norm(x_TD))  # type: ignore[no-any-return]
 
 
-def build(config: Mapping[str, Any]) -> Mixtral:
+def build(config: Mapping[str, Any], sharder: Sharder = REPLICATED) -> Mixtral:
     """Return a Mixtral without weights from a Hugging Face config.json."""
-    return Mixtral(MixtralConfig.from_hf(config))
+    return Mixtral(MixtralConfig.from_hf(config), sharder)
 
 
 # Our parameter <- the Hugging Face tensors whose rows it stacks. `{}` is the number of the block,

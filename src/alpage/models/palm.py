@@ -39,9 +39,10 @@ from torch import Tensor, nn
 
 from alpage.models import rope
 from alpage.models.config import MAX_LAYERS, MAX_POSITIONS, ConfigReader
-from alpage.models.layers import Embedding, LayerNorm, Linear
+from alpage.models.layers import Embedding, Head, LayerNorm, Linear
 from alpage.models.weights import Columns
 from alpage.ops.attention import PagedKV, PagedLayer, attention
+from alpage.partition import REPLICATED, Sharder
 from alpage.workload import ModelShape
 
 
@@ -75,6 +76,7 @@ class PaLMConfig:
             vocab_size=read.size("vocab_size"),
             is_tied=read.flag("tie_word_embeddings", default=True),
             is_parallel=True,
+            num_norm_statistics=2,
         )
         read.must_divide(
             "num_key_value_heads", shape.num_kv_heads, "num_attention_heads", num_heads
@@ -92,14 +94,15 @@ class PaLMConfig:
 class PaLM(nn.Module):
     """tokens_T -> logits_TV."""
 
-    def __init__(self, config: PaLMConfig) -> None:
+    def __init__(self, config: PaLMConfig, sharder: Sharder = REPLICATED) -> None:
         super().__init__()
         shape = config.shape
         self.config = config
-        self.embedding = Embedding(shape.vocab_size, shape.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(shape.num_layers))
-        self.norm = LayerNorm(shape.d_model, config.norm_eps, has_bias=False)
-        self.head = None if shape.is_tied else Linear(shape.d_model, shape.vocab_size)
+        self.sharder = sharder
+        self.embedding = Embedding(shape.vocab_size, shape.d_model, sharder)
+        self.blocks = nn.ModuleList(Block(config, sharder) for _ in range(shape.num_layers))
+        self.norm = LayerNorm(shape.d_model, config.norm_eps, sharder, has_bias=False)
+        self.head = None if shape.is_tied else Head(shape, sharder)
         frequency_J, self.turn_factor = rope.frequencies(
             shape.head_dim, config.rope_theta, {}, config.max_positions
         )
@@ -127,8 +130,9 @@ class PaLM(nn.Module):
 
     def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
         """Return x_TD, what the vocabulary projection reads."""
-        x_TD = self.embedding(tokens_T)
-        turn_TK = rope.turns(positions_T, self.frequency_J, self.turn_factor)
+        x_TD = self.embedding(self.sharder.tokens(tokens_T))
+        position_T = self.sharder.attended(positions_T)
+        turn_TK = rope.turns(position_T, self.frequency_J, self.turn_factor)
         for layer, block in enumerate(self.blocks):
             x_TD = block(x_TD, turn_TK, None if kv is None else kv[layer])
         return self.norm(x_TD)  # type: ignore[no-any-return]
@@ -136,37 +140,50 @@ class PaLM(nn.Module):
     def logits(self, x_RD: Tensor) -> Tensor:
         """Return logits_RV of the rows that are asked for."""
         if self.head is None:
-            return F.linear(x_RD * self.shape.d_model**-0.5, self.embedding.weight)
-        return self.head(x_RD)  # type: ignore[no-any-return]
+            return self.embedding.logits(x_RD * self.shape.d_model**-0.5)
+        return self.head.logits(x_RD)
 
 
 @final
 class Block(nn.Module):
     """x_TD -> x_TD: attention and feed-forward side by side."""
 
-    def __init__(self, config: PaLMConfig) -> None:
+    def __init__(self, config: PaLMConfig, sharder: Sharder) -> None:
         super().__init__()
         shape = config.shape
+        self.sharder = sharder
         self.head_dim = shape.head_dim
-        self.heads = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
-        self.widths = [sum(self.heads) * shape.head_dim, shape.d_ff, shape.d_ff]
-        self.norm = LayerNorm(shape.d_model, config.norm_eps, has_bias=False)
-        self.qkv_gate_up = Linear(shape.d_model, sum(self.widths))
-        self.out_down = Linear(shape.num_heads * shape.head_dim + shape.d_ff, shape.d_model)
+        num_kv_heads, num_ffw = (
+            sharder.share("G", shape.num_kv_heads),
+            sharder.share("F", shape.d_ff),
+        )
+        self.heads = [sharder.share("H", shape.num_heads), num_kv_heads, num_kv_heads]
+        self.widths = [sum(self.heads) * shape.head_dim, num_ffw, num_ffw]
+        embed, gate = ("E", shape.d_model), ("F", shape.d_ff)
+        query = ("H", shape.num_heads * shape.head_dim)
+        key = value = ("G", shape.num_kv_heads * shape.head_dim)
+        self.norm = LayerNorm(shape.d_model, config.norm_eps, sharder, has_bias=False)
+        self.qkv_gate_up = Linear((embed,), (query, key, value, gate, gate), sharder)
+        self.out_down = Linear((query, gate), (embed,), sharder)
 
     def forward(self, x_TD: Tensor, turn_TK: Tensor, kv: PagedLayer | None) -> Tensor:
         """Project once for both, attend and gate, project back once for both."""
-        qkv, gate_TF, up_TF = self.qkv_gate_up(self.norm(x_TD)).split(self.widths, dim=-1)
+        constrain = self.sharder.constrain
+        wide = self.qkv_gate_up(constrain(self.norm(x_TD), "block input"))
+        qkv, gate_TF, up_TF = wide.split(self.widths, dim=-1)
         q_THK, k_TGK, v_TGK = qkv.unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=-2)
-        q_THK, k_TGK = rope.rotate(q_THK, turn_TK), rope.rotate(k_TGK, turn_TK)
-        out_THK = attention(q_THK, k_TGK, v_TGK, kv)
-        both = torch.cat((out_THK.flatten(-2), F.silu(gate_TF) * up_TF), dim=-1)
-        return x_TD + self.out_down(both)  # type: ignore[no-any-return]
+        q_THK = rope.rotate(constrain(q_THK, "queries"), turn_TK)
+        k_TGK = rope.rotate(constrain(k_TGK, "keys and values"), turn_TK)
+        out_THK = attention(q_THK, k_TGK, constrain(v_TGK, "keys and values"), kv)
+        gate_TF = F.silu(constrain(gate_TF, "hidden, partial"))
+        hidden_TF = constrain(gate_TF * constrain(up_TF, "hidden, partial"), "hidden")
+        both = torch.cat((constrain(out_THK, "attended").flatten(-2), hidden_TF), dim=-1)
+        return x_TD + constrain(self.out_down(both), "block output")
 
 
-def build(config: Mapping[str, Any]) -> PaLM:
+def build(config: Mapping[str, Any], sharder: Sharder = REPLICATED) -> PaLM:
     """Return a PaLM without weights from a config.json."""
-    return PaLM(PaLMConfig.from_hf(config))
+    return PaLM(PaLMConfig.from_hf(config), sharder)
 
 
 # Our parameter <- the stored tensors whose rows it stacks, or whose columns lie side by side in it.

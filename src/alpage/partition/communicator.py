@@ -1,0 +1,109 @@
+"""Communicator: exchanges between the ranks of a group.
+
+A group is named by its ranks, in the order that its lists have; all of them call the same.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Ranks = tuple[int, ...]
+
+
+class Communicator(Protocol):
+    """What a rank can do together with others."""
+
+    @property
+    def rank(self) -> int:
+        """Its own number in the mesh."""
+
+    def all_gather(self, x: Tensor, ranks: Ranks) -> list[Tensor]:
+        """Return the x of each rank."""
+
+    def all_reduce(self, x: Tensor, ranks: Ranks) -> Tensor:
+        """Return the sum of all x."""
+
+    def reduce_scatter(self, pieces: Sequence[Tensor], ranks: Ranks) -> Tensor:
+        """Return the sum of all pieces that are meant for this rank: one is for each, in order."""
+
+    def all_to_all(self, pieces: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
+        """Return the piece that each rank has for this one."""
+
+    def permute(self, x: Tensor, ranks: Ranks, *, source: int, target: int) -> Tensor:
+        """Send x to one rank of the group and return what another sends."""
+
+
+@final
+class ProcessGroups(Communicator):
+    """Ranks that are processes, joined by `torch.distributed`: gloo on CPUs, NCCL on GPUs.
+
+    Args:
+        groups: all groups that any rank is going to use, the same list on every rank: making a
+            group is itself something that all do together.
+    """
+
+    def __init__(self, groups: Iterable[Ranks]) -> None:
+        self._rank = dist.get_rank()
+        self._groups = {
+            ranks: dist.new_group(list(ranks))
+            for ranks in sorted({tuple(sorted(group)) for group in groups})
+        }
+
+    @property
+    def rank(self) -> int:
+        """Its own number in the mesh."""
+        return self._rank
+
+    def all_gather(self, x: Tensor, ranks: Ranks) -> list[Tensor]:
+        """See `Communicator`."""
+        x = x.contiguous()
+        gathered = [torch.empty_like(x) for _ in ranks]
+        dist.all_gather(gathered, x, group=self._group(ranks))
+        return _reordered(gathered, sorted(ranks), ranks)
+
+    def all_reduce(self, x: Tensor, ranks: Ranks) -> Tensor:
+        """See `Communicator`."""
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=self._group(ranks))
+        return total
+
+    def reduce_scatter(self, pieces: Sequence[Tensor], ranks: Ranks) -> Tensor:
+        """See `Communicator`."""
+        sent = [piece.contiguous() for piece in _reordered(pieces, ranks, sorted(ranks))]
+        mine = torch.empty_like(sent[0])
+        dist.reduce_scatter(mine, sent, group=self._group(ranks))
+        return mine
+
+    def all_to_all(self, pieces: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
+        """See `Communicator`."""
+        sent = torch.stack(_reordered(pieces, ranks, sorted(ranks)))
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=self._group(ranks))
+        return _reordered(list(received), sorted(ranks), ranks)
+
+    def permute(self, x: Tensor, ranks: Ranks, *, source: int, target: int) -> Tensor:
+        """See `Communicator`. Only the two ranks take part."""
+        del ranks
+        if source == self._rank:
+            return x
+        received = torch.empty_like(x, memory_format=torch.contiguous_format)
+        operations = [
+            dist.P2POp(dist.isend, x.contiguous(), target),
+            dist.P2POp(dist.irecv, received, source),
+        ]
+        for request in dist.batch_isend_irecv(operations):
+            request.wait()
+        return received
+
+    def _group(self, ranks: Ranks) -> Any:
+        return self._groups[tuple(sorted(ranks))]
+
+
+def _reordered(
+    items: Sequence[Tensor], order: Sequence[int], wanted: Sequence[int]
+) -> list[Tensor]:
+    """Return items that belong to ranks in one order in another."""
+    return [items[order.index(rank)] for rank in wanted]

@@ -1,0 +1,268 @@
+"""Partitioned: the sharder that makes a layout true.
+
+Every point of the model is looked up in the layout once, when the sharder is made; what is left is
+a list of collectives for each, the same at every step.
+
+Dims: T tokens (or [B, L] with whole sequences, cut along B), E model, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from alpage.errors import InvalidValue
+from alpage.hardware import Mesh
+from alpage.layout import (
+    Attention,
+    Change,
+    Collective,
+    Dim,
+    Sharding,
+    block_rounds,
+    dividing,
+    ends_changes,
+    redistribute,
+)
+from alpage.partition.collectives import Collectives
+from alpage.partition.communicator import Communicator
+from alpage.partition.cut import cut
+from alpage.partition.sharder import Parts, Sharder
+from alpage.workload import ModelShape
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """What happens at a point: collectives, and which dim of a tensor each of their dims is."""
+
+    collectives: tuple[Collective, ...]
+    dims: tuple[int, ...]
+
+
+@final
+class Partitioned(Sharder):
+    """One rank's part of a model on a mesh.
+
+    Args:
+        shape: the model.
+        attention: how it attends, and the layout of its blocks.
+        mesh: the ranks.
+        communicator: this rank's side.
+        num_tokens: tokens (or sequences of [B, L]) of a step are a multiple of this; at least the
+            ranks that tokens are cut over.
+
+    Raises:
+        InvalidValue: the model cannot be cut into equal parts as the layout asks.
+    """
+
+    def __init__(
+        self,
+        shape: ModelShape,
+        attention: Attention,
+        mesh: Mesh,
+        communicator: Communicator,
+        *,
+        num_tokens: int,
+    ) -> None:
+        self.collectives = Collectives(mesh, communicator)
+        self._shape = shape
+        self._attention = attention
+        self._mesh = mesh
+        self._at = mesh.coordinates(communicator.rank)
+        layout = attention.layout
+        layout.check(mesh)
+        self._vocab = tuple(axis for axis in mesh.names if axis not in layout.tokens)
+        self._stored = self._axes(layout.stored_embed, layout.stored_ffw)
+        self._used = self._axes(layout.embed, layout.ffw)
+        sizes = {
+            "T": num_tokens,
+            "E": shape.d_model,
+            "F": shape.d_ff,
+            "H": shape.num_heads,
+            "G": shape.num_kv_heads,
+            "K": shape.head_dim,
+            "V": shape.vocab_size,
+            "N": shape.num_experts,
+        }
+        changes = [change for round_ in block_rounds(shape, attention, mesh) for change in round_]
+        changes += ends_changes(shape, attention, mesh)
+        self._points = {change.point: _point(change, sizes, mesh) for change in changes}
+        self._gathers: dict[tuple[str, str], tuple[Collective, ...]] = {}
+        self._kv_heads = self._needed_kv_heads()
+
+    def cut(self, model: nn.Module) -> None:
+        """See `Sharder`."""
+        cut(model, self)
+
+    # -- what a model asks ---------------------------------------------------------------------
+
+    def share(self, letter: str, size: int) -> int:
+        """See `Sharder`."""
+        return size // self._mesh.size(self._used[letter])
+
+    def weight(self, weight: Tensor, rows: Parts, columns: Parts) -> Tensor:
+        """Return a weight with every part gathered as far as the layout in use is less cut."""
+        if self._stored == self._used:
+            return weight
+        bands = torch.split(weight, [self._stored_size(*part) for part in rows], dim=-2)
+        return torch.cat(
+            [
+                torch.cat(
+                    [
+                        self._gathered(tile, row, column)
+                        for column, tile in zip(columns, self._tiles(band, columns), strict=True)
+                    ],
+                    dim=-1,
+                )
+                for row, band in zip(rows, bands, strict=True)
+            ],
+            dim=-2,
+        )
+
+    def constrain(self, x: Tensor, point: str) -> Tensor:
+        """See `Sharder`."""
+        if point in self._points:
+            here = self._points[point]
+            for collective in here.collectives:
+                x = self.collectives.run(x, collective, here.dims)
+        if point == "keys and values" and self._kv_heads is not None:
+            first, num_heads = self._kv_heads
+            x = x.narrow(-2, first, num_heads)
+        return x
+
+    def tokens(self, tokens: Tensor) -> Tensor:
+        """See `Sharder`."""
+        return self._cut(tokens, 0, self._attention.layout.tokens, "tokens")
+
+    def attended(self, tokens: Tensor) -> Tensor:
+        """See `Sharder`."""
+        return self._cut(tokens, 0, self._attention.sequence_axes, "sequences")
+
+    def embed(self, tokens: Tensor, weight_VE: Tensor) -> Tensor:
+        """Look up those tokens whose rows are here; the others' summands are zero."""
+        row = tokens - self._number(self._vocab) * len(weight_VE)
+        is_here = (row >= 0) & (row < len(weight_VE))
+        x = F.embedding(row * is_here, weight_VE) * is_here[..., None]
+        return self.constrain(x, "embedding")
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Sharder`. Squares are added in float32 at least."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = self.constrain(wide.square().sum(-1), "norm") / self._shape.d_model
+        return (wide * (mean + eps).rsqrt()[..., None]).to(x.dtype) * weight
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+        """See `Sharder`. The deviation is from the mean, so its squares do not cancel."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = wide - (self.constrain(wide.sum(-1), "norm") / self._shape.d_model)[..., None]
+        variance = self.constrain(wide.square().sum(-1), "norm") / self._shape.d_model
+        y = (wide * (variance + eps).rsqrt()[..., None]).to(x.dtype) * weight
+        return y if bias is None else y + bias
+
+    # -- what becomes of stored weights --------------------------------------------------------
+
+    def stored_part(self, tile: Tensor, row: str, column: str) -> Tensor:
+        """Return this rank's shard of one part of a weight, [rows, columns] at its end."""
+        tile = self._cut(tile, -2, self._stored[row], row)
+        return self._cut(tile, -1, self._stored[column], column)
+
+    def vector_part(self, part: Tensor, letter: str) -> Tensor:
+        """Return this rank's shard of a vector that is multiplied along a logical axis."""
+        return self._cut(part, -1, self._used[letter], letter)
+
+    def bias_part(self, part: Tensor, row: str, columns: Parts) -> Tensor:
+        """Return this rank's shard of a bias: where products come as summands, one has it."""
+        part = self.vector_part(part, row)
+        summed = {axis for letter, _ in columns for axis in self._used[letter]}
+        return part if all(self._at[axis] == 0 for axis in summed) else torch.zeros_like(part)
+
+    # -- axes ----------------------------------------------------------------------------------
+
+    def _axes(self, embed: tuple[str, ...], ffw: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+        return {
+            "E": embed,
+            "F": ffw,
+            "H": ffw,
+            "G": dividing(ffw, self._shape.num_kv_heads, self._mesh),
+            "V": self._vocab,
+            "R": self._attention.layout.residual,
+            "-": (),
+        }
+
+    def _number(self, axes: Sequence[str]) -> int:
+        """Return which shard this rank has of a dim that is cut over axes."""
+        number = 0
+        for axis in axes:
+            number = number * self._mesh.size(axis) + self._at[axis]
+        return number
+
+    def _cut(self, x: Tensor, dim: int, axes: tuple[str, ...], name: str) -> Tensor:
+        num_shards = self._mesh.size(axes)
+        if x.shape[dim] % num_shards:
+            raise InvalidValue(
+                field=name,
+                value=x.shape[dim],
+                limit=f"cannot be cut into {num_shards} equal parts",
+                remedy="Choose another mesh or layout, or a batch that is a multiple",
+            )
+        return x.chunk(num_shards, dim)[self._number(axes)]
+
+    def _stored_size(self, letter: str, size: int) -> int:
+        return size // self._mesh.size(self._stored[letter])
+
+    def _tiles(self, band: Tensor, columns: Parts) -> tuple[Tensor, ...]:
+        return torch.split(band, [self._stored_size(*part) for part in columns], dim=-1)
+
+    def _gathered(self, tile: Tensor, row: tuple[str, int], column: tuple[str, int]) -> Tensor:
+        key = row[0], column[0]
+        if key not in self._gathers:
+            self._gathers[key] = redistribute(
+                _matrix(self._stored, *key),
+                _matrix(self._used, *key),
+                sizes={"H": row[1], "E": column[1]},
+                mesh=self._mesh,
+                element_bytes=1,
+            )
+        for collective in self._gathers[key]:
+            tile = self.collectives.run(tile, collective, (-2, -1))
+        return tile
+
+    def _needed_kv_heads(self) -> tuple[int, int] | None:
+        """Return first and number of the key/value heads that this rank's query heads ask for.
+
+        None where that is all that it has.
+        """
+        shape, mesh = self._shape, self._mesh
+        query_axes = self._attention.queries().dims[1].axes
+        kv_axes = self._attention.kv(shape.num_kv_heads, mesh).dims[1].axes
+        num_queries = shape.num_heads // mesh.size(query_axes)
+        num_here = shape.num_kv_heads // mesh.size(kv_axes)
+        per_kv_head = shape.num_heads // shape.num_kv_heads
+        first = self._number(query_axes) * num_queries
+        needed = range(first // per_kv_head, (first + num_queries - 1) // per_kv_head + 1)
+        if num_queries % per_kv_head and per_kv_head % num_queries:
+            raise InvalidValue(
+                field="num_key_value_heads",
+                value=shape.num_kv_heads,
+                limit=f"does not let {num_queries} query heads a rank share whole ones",
+                remedy="Choose another mesh or layout, or shard attention over the batch",
+            )
+        if len(needed) == num_here:
+            return None
+        return needed[0] - self._number(kv_axes) * num_here, len(needed)
+
+
+def _point(change: Change, sizes: dict[str, int], mesh: Mesh) -> _Point:
+    letters = change.before.letters
+    # Tokens come first; what a token has comes last, whatever lies between, as in [B, L, H, K].
+    dims = tuple(0 if letter == "T" else i - len(letters) for i, letter in enumerate(letters))
+    return _Point(change.collectives(sizes, mesh, 1), dims)
+
+
+def _matrix(axes: dict[str, tuple[str, ...]], row: str, column: str) -> Sharding:
+    dims = (Dim(letter="H", axes=axes[row]), Dim(letter="E", axes=axes[column]))
+    return Sharding(dims=dims)
