@@ -27,7 +27,7 @@ MAX_DOOR_NAMES = 8
 WIDE_DOORS = {
     "alpage": MAX_PUBLIC_NAMES,
     "alpage.hardware": 13,
-    "alpage.layout": 14,
+    "alpage.layout": 15,
     "alpage.cost": 12,
 }
 MAX_FIELDS = 12

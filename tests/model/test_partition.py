@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from alpage.errors import InvalidValue
 from alpage.hardware import resolve_cluster
 from alpage.layout import LAYOUTS, attentions, block_rounds, ends_changes, weight_changes
 from alpage.models import load, open_checkpoint
@@ -37,14 +38,14 @@ def checkpoints(tmp_path_factory):
     return opened
 
 
-def tokens_and_positions():
+def tokens_and_positions(vocab_size=VOCAB):
     torch.manual_seed(0)
-    return torch.randint(0, VOCAB, (B, L)), torch.arange(L).expand(B, L)
+    return torch.randint(0, vocab_size, (B, L)), torch.arange(L).expand(B, L)
 
 
-def run_partitioned(checkpoint, attention, mesh, dtype):
+def run_partitioned(checkpoint, attention, mesh, dtype, vocab_size=VOCAB):
     """Return each rank's logits and the bytes that it counted."""
-    tokens, positions = tokens_and_positions()
+    tokens, positions = tokens_and_positions(vocab_size)
 
     def work(communicator):
         shape = load(checkpoint, dtype=dtype, device=torch.device("cpu")).shape
@@ -97,3 +98,40 @@ def test_every_layout_equals_the_whole_model(family, layout, num_batch_axes, mes
             number = number * mesh.size(axis) + mesh.coordinates(rank)[axis]
         torch.testing.assert_close(logits_BLV, shards[number], rtol=0, atol=tolerance)
         assert payload_bytes == planned_bytes(whole.shape, attention, mesh, dtype.itemsize)
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("Llama", {"num_attention_heads": 9, "num_key_value_heads": 3, "hidden_size": 72}),
+        ("Llama", {"num_attention_heads": 6, "num_key_value_heads": 6, "hidden_size": 48}),
+        ("PaLM", {"num_attention_heads": 6, "head_dim": 8}),
+        ("GPT2", {"n_head": 4, "n_embd": 64}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", ["ws_1d", "ws_2d", "wg_x", "fsdp"])
+def test_heads_and_words_that_do_not_divide_are_padded(family, sizes, layout, tmp_path):
+    """SmolLM2 has 9 heads and 3 key/value heads; 300 words are no multiple of 8."""
+    sizes = sizes if family == "GPT2" else sizes | {"intermediate_size": 96}
+    if family == "Llama":
+        make_tiny_llama(tmp_path, **sizes)
+    else:
+        make_tiny(tmp_path, family, **sizes)
+    checkpoint = open_checkpoint(tmp_path)
+    mesh = resolve_cluster("tpu-v4-8").mesh(x=2, y=2, z=2)
+    whole = load(checkpoint, dtype=torch.float64, device=torch.device("cpu"))
+    expected_BLV = whole(*tokens_and_positions(300))
+    for attention in attentions(LAYOUTS[layout]):
+        ranks = run_partitioned(checkpoint, attention, mesh, torch.float64, vocab_size=300)
+        shards = expected_BLV.chunk(mesh.size(attention.layout.tokens))
+        for (logits_BLV, _), expected in zip(ranks[:1], shards[:1], strict=True):
+            torch.testing.assert_close(logits_BLV, expected, rtol=0, atol=1e-10)
+
+
+def test_widths_that_do_not_divide_are_refused(checkpoints, tmp_path):
+    make_tiny_llama(tmp_path, num_attention_heads=8, intermediate_size=90)
+    mesh = resolve_cluster("tpu-v4-8").mesh(x=2, y=2, z=2)
+    attention = attentions(LAYOUTS["ws_1d"])[0]
+    with pytest.raises(InvalidValue, match=r"d_ff=90: cannot be cut into 8 equal parts"):
+        run_partitioned(open_checkpoint(tmp_path), attention, mesh, torch.float32)

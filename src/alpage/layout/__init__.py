@@ -3,7 +3,7 @@
 May import: hardware and the base modules. No torch.
 """
 
-from alpage.layout.attention import Attention, attentions, dividing
+from alpage.layout.attention import Attention, attentions, dividing, head_axes
 from alpage.layout.block import Change, block_rounds, ends_changes, weight_changes
 from alpage.layout.collective import Collective
 from alpage.layout.named import LAYOUTS, Layout, named_layout
@@ -22,6 +22,7 @@ __all__ = [
     "block_rounds",
     "dividing",
     "ends_changes",
+    "head_axes",
     "named_layout",
     "redistribute",
     "weight_changes",

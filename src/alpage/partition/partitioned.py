@@ -25,13 +25,18 @@ from alpage.layout import (
     block_rounds,
     dividing,
     ends_changes,
+    head_axes,
     redistribute,
 )
 from alpage.partition.collectives import Collectives
 from alpage.partition.communicator import Communicator
 from alpage.partition.cut import cut
+from alpage.partition.padding import padded
 from alpage.partition.sharder import Parts, Sharder
 from alpage.workload import ModelShape
+
+
+_NAMES = {"E": "d_model", "R": "d_model", "F": "d_ff"}
 
 
 @final
@@ -69,13 +74,21 @@ class Partitioned(Sharder):
         num_tokens: int,
     ) -> None:
         self.collectives = Collectives(mesh, communicator)
-        self._shape = shape
         self._attention = attention
         self._mesh = mesh
         self._at = mesh.coordinates(communicator.rank)
         layout = attention.layout
         layout.check(mesh)
         self._vocab = tuple(axis for axis in mesh.names if axis not in layout.tokens)
+        self._vocab_size = shape.vocab_size
+        self._whole = {"H": shape.num_heads, "G": shape.num_kv_heads, "V": shape.vocab_size}
+        shape = padded(
+            shape,
+            num_head_shards=max(mesh.size(head_axes(layout)), mesh.size(layout.stored_ffw)),
+            num_vocab_shards=mesh.size(self._vocab),
+        )
+        self._padded = {"H": shape.num_heads, "G": shape.num_kv_heads, "V": shape.vocab_size}
+        self._shape = shape
         self._stored = self._axes(layout.stored_embed, layout.stored_ffw)
         self._used = self._axes(layout.embed, layout.ffw)
         sizes = {
@@ -102,7 +115,7 @@ class Partitioned(Sharder):
 
     def share(self, letter: str, size: int) -> int:
         """See `Sharder`."""
-        return size // self._mesh.size(self._used[letter])
+        return self._padded_size(letter, size) // self._mesh.size(self._used[letter])
 
     def weight(self, weight: Tensor, rows: Parts, columns: Parts) -> Tensor:
         """Return a weight with every part gathered as far as the layout in use is less cut."""
@@ -132,6 +145,8 @@ class Partitioned(Sharder):
         if point == "keys and values" and self._kv_heads is not None:
             first, num_heads = self._kv_heads
             x = x.narrow(-2, first, num_heads)
+        if point == "logits":
+            x = x.narrow(-1, 0, self._vocab_size)
         return x
 
     def tokens(self, tokens: Tensor) -> Tensor:
@@ -167,12 +182,12 @@ class Partitioned(Sharder):
 
     def stored_part(self, tile: Tensor, row: str, column: str) -> Tensor:
         """Return this rank's shard of one part of a weight, [rows, columns] at its end."""
-        tile = self._cut(tile, -2, self._stored[row], row)
-        return self._cut(tile, -1, self._stored[column], column)
+        tile = self._cut(self._pad(tile, -2, row), -2, self._stored[row], row)
+        return self._cut(self._pad(tile, -1, column), -1, self._stored[column], column)
 
     def vector_part(self, part: Tensor, letter: str) -> Tensor:
         """Return this rank's shard of a vector that is multiplied along a logical axis."""
-        return self._cut(part, -1, self._used[letter], letter)
+        return self._cut(self._pad(part, -1, letter), -1, self._used[letter], letter)
 
     def bias_part(self, part: Tensor, row: str, columns: Parts) -> Tensor:
         """Return this rank's shard of a bias: where products come as summands, one has it."""
@@ -204,15 +219,28 @@ class Partitioned(Sharder):
         num_shards = self._mesh.size(axes)
         if x.shape[dim] % num_shards:
             raise InvalidValue(
-                field=name,
+                field=_NAMES.get(name, name),
                 value=x.shape[dim],
                 limit=f"cannot be cut into {num_shards} equal parts",
                 remedy="Choose another mesh or layout, or a batch that is a multiple",
             )
         return x.chunk(num_shards, dim)[self._number(axes)]
 
+    def _pad(self, x: Tensor, dim: int, letter: str) -> Tensor:
+        num_missing = self._padded_size(letter, x.shape[dim]) - x.shape[dim]
+        if num_missing == 0:
+            return x
+        sizes = list(x.shape)
+        sizes[dim] = num_missing
+        return torch.cat((x, x.new_zeros(sizes)), dim)
+
+    def _padded_size(self, letter: str, size: int) -> int:
+        if letter not in self._padded:
+            return size
+        return size // self._whole[letter] * self._padded[letter]
+
     def _stored_size(self, letter: str, size: int) -> int:
-        return size // self._mesh.size(self._stored[letter])
+        return self._padded_size(letter, size) // self._mesh.size(self._stored[letter])
 
     def _tiles(self, band: Tensor, columns: Parts) -> tuple[Tensor, ...]:
         return torch.split(band, [self._stored_size(*part) for part in columns], dim=-1)
@@ -223,7 +251,7 @@ class Partitioned(Sharder):
             self._gathers[key] = redistribute(
                 _matrix(self._stored, *key),
                 _matrix(self._used, *key),
-                sizes={"H": row[1], "E": column[1]},
+                sizes={"H": self._padded_size(*row), "E": self._padded_size(*column)},
                 mesh=self._mesh,
                 element_bytes=1,
             )
