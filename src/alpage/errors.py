@@ -7,7 +7,8 @@
     ├── ModelNotFound     no model by that name or at that path
     ├── BadCheckpoint     a model's files are missing, truncated, corrupt or contradict each other
     ├── Unsupported       well formed, but nothing here can run it
-    └── OutOfMemory       the memory at hand cannot hold what was asked for
+    ├── OutOfMemory       the memory at hand cannot hold what was asked for
+    └── RankLost          a process or thread of a mesh failed, died, or kept the others waiting
 
 Every error names the field, the value that was refused, the limit it broke and a remedy.
 Our own invariants are `assert`; they are never used for what a user passed in.
@@ -71,6 +72,13 @@ class OutOfMemory(AlpageError):
     """The memory at hand cannot hold what was asked for."""
 
     code = "out_of_memory"
+
+
+@final
+class RankLost(AlpageError):
+    """A process or thread of a mesh failed, died, or kept the others waiting too long."""
+
+    code = "rank_lost"
 
 
 def _shown(value: object) -> str:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from alpage.errors import InvalidValue, Unsupported
+from alpage.errors import InvalidValue, RankLost
 from alpage.hardware import resolve_cluster
 from alpage.runtime import calibrate, calibration, shared_ceilings
 from alpage.runtime.link_fit import KINDS, TimedCollective
@@ -64,7 +64,7 @@ FAULTS = {
 @pytest.mark.parametrize(("work", "deadline_s", "message"), FAULTS.values(), ids=FAULTS)
 def test_a_fault_is_one_error_and_leaves_nothing_running(work, deadline_s, message):
     start_s = time.monotonic()
-    with pytest.raises(Unsupported) as error:
+    with pytest.raises(RankLost) as error:
         run(work, deadline_s=deadline_s)
     # The other rank waits in a barrier for its partner: it was not waited for.
     assert time.monotonic() - start_s < START_S

@@ -5,7 +5,7 @@ import time
 import pytest
 
 import partition_worker
-from alpage.errors import Unsupported
+from alpage.errors import RankLost
 from alpage.runtime.local_group import run_on_ranks
 from tiny_families import make_tiny
 from tiny_llama import make_tiny_llama
@@ -39,6 +39,6 @@ def test_every_layout_equals_the_whole_model(sizes, paths):
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_all_before_the_deadline():
     start_s = time.monotonic()
-    with pytest.raises(Unsupported, match=r"rank=1: its process (died|failed)"):
+    with pytest.raises(RankLost, match=r"rank=1: its process (died|failed)"):
         run_on_ranks(partition_worker.die, 2, (1,), backend="gloo", deadline_s=60)
     assert time.monotonic() - start_s < 40

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, final
 import torch
 from torch import Tensor
 
-from alpage.errors import Unsupported
+from alpage.errors import RankLost
 from alpage.partition.communicator import Communicator, Ranks
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ def run_inline(
         deadline_s: that one exchange may wait for the ranks that are still missing.
 
     Raises:
-        Unsupported: a rank did not come to an exchange in time.
+        RankLost: a rank did not come to an exchange in time.
         Exception: what the first rank that failed raised.
     """
     board = _Board(deadline_s)
@@ -46,7 +46,7 @@ def run_inline(
     with ThreadPoolExecutor(num_ranks, thread_name_prefix="rank") as threads:
         futures = [threads.submit(run, rank) for rank in range(num_ranks)]
     errors = [future.exception() for future in futures]
-    for error in sorted(filter(None, errors), key=lambda e: isinstance(e, Unsupported)):
+    for error in sorted(filter(None, errors), key=lambda e: isinstance(e, RankLost)):
         raise error
     return [future.result() for future in futures]
 
@@ -75,7 +75,7 @@ class _Board:
             values = [self._laid[group, other] for other in ranks]
             barrier.wait(self._deadline_s)
         except threading.BrokenBarrierError as error:
-            raise Unsupported(
+            raise RankLost(
                 field="rank",
                 value=rank,
                 limit=f"waited for others of the ranks {ranks}, of which one failed or took more "

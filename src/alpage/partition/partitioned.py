@@ -35,7 +35,6 @@ from alpage.partition.padding import padded
 from alpage.partition.sharder import Parts, Sharder
 from alpage.workload import ModelShape
 
-
 _NAMES = {"E": "d_model", "R": "d_model", "F": "d_ff"}
 
 

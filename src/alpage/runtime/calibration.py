@@ -60,7 +60,8 @@ def calibrate(num_devices: int) -> Calibration:
 
     Raises:
         InvalidValue: there are not so many GPUs, or too few cores for so many processes.
-        Unsupported: the GPUs differ, or a process failed, died or took too long.
+        Unsupported: the GPUs differ.
+        RankLost: a process failed, died or took too long.
     """
     num_gpus, num_cores = torch.cuda.device_count(), num_usable_cores()
     max_devices = num_gpus or _MAX_PROCESSES_PER_CORE * num_cores

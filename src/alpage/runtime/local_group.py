@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import torch.distributed as dist
 
-from alpage.errors import Unsupported
+from alpage.errors import RankLost
 
 # What a process gets to leave by itself once it has answered.
 _GRACE_S = 2.0
@@ -46,7 +46,7 @@ def run_on_ranks(
         deadline_s: seconds that all of it may take.
 
     Raises:
-        Unsupported: a process failed or died, or the deadline passed.
+        RankLost: a process failed or died, or the deadline passed.
     """
     context = multiprocessing.get_context("spawn")
     processes: list[SpawnProcess] = []
@@ -106,8 +106,8 @@ def _received(answer: Connection, rank: int) -> Any:
     return message["result"]
 
 
-def _failure(rank: int, reason: str) -> Unsupported:
-    return Unsupported(
+def _failure(rank: int, reason: str) -> RankLost:
+    return RankLost(
         field="rank",
         value=rank,
         limit=f"its process {reason}",

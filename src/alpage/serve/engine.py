@@ -2,6 +2,7 @@
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -88,10 +89,12 @@ class Engine:
         self._clock = clock
         self._arrivals = itertools.count()
         self._requests: dict[str, Request] = {}
+        self._abandoned: deque[str] = deque()
 
     @property
     def has_unfinished(self) -> bool:
         """Whether another step would do something."""
+        self._abort_abandoned()
         return bool(self._requests)
 
     def add(
@@ -166,6 +169,14 @@ class Engine:
         self._close(request)
         return request
 
+    def abandon(self, request_id: str) -> None:
+        """Abort a request before the next step.
+
+        Unlike `abort` it may be called at any time, in the middle of a step and by the garbage
+        collector.
+        """
+        self._abandoned.append(request_id)
+
     def step(self, observe: Callable[[Batch], None] = _unobserved) -> list[Request]:
         """Make one step; return the requests that gained tokens, finished ones among them.
 
@@ -173,6 +184,7 @@ class Engine:
             observe: sees the step once it has run and before it is committed, while
                 `scheduler.usage()` is the memory that it ran in.
         """
+        self._abort_abandoned()
         batch = self.scheduler.schedule()
         if not batch.rows:
             return []
@@ -192,6 +204,12 @@ class Engine:
             raise
         observe(batch)
         return self._commit(batch, results)
+
+    def _abort_abandoned(self) -> None:
+        while self._abandoned:
+            request_id = self._abandoned.popleft()
+            if request_id in self._requests:
+                self.abort(request_id)
 
     def _commit(self, batch: Batch, results: Seq[RowResult]) -> list[Request]:
         """Give every request what its rows drew."""

@@ -45,5 +45,6 @@ class Stream(Iterator[StreamChunk]):
             self._engine.abort(self._request.request_id)
 
     def __del__(self) -> None:
-        """Give back what nobody will read."""
-        self.close()
+        """Let the engine give back what nobody will read, when it can."""
+        if not self._request.is_finished:
+            self._engine.abandon(self._request.request_id)
