@@ -29,10 +29,12 @@ WIDE_DOORS = {
     "alpage.hardware": 13,
     "alpage.layout": 15,
     "alpage.cost": 12,
+    "alpage.partition": 9,
 }
 MAX_FIELDS = 12
-# A request's knobs carry the names that vLLM and OpenAI gave them: all of them, side by side.
-WIDE_BY_CONVENTION = {"SamplingParams"}
+# A request's knobs, and an engine's, carry the names that vLLM and OpenAI gave them: all of them,
+# side by side.
+WIDE_BY_CONVENTION = {"SamplingParams", "EngineConfig"}
 # The project's own limit, not a measurement: the import takes about a tenth of it.
 MAX_IMPORT_S = 0.2
 NUM_TRIES = 5

@@ -24,7 +24,7 @@ def compare(
     torch.set_num_threads(1)
     num_ranks = torch.distributed.get_world_size()
     mesh = resolve_cluster(f"cpu-{num_ranks}").mesh(**sizes)
-    communicator = ProcessGroups(all_groups(mesh))
+    communicator = ProcessGroups(mesh)
     tokens_BL = torch.arange(batch * 5).view(batch, 5) % 300
     positions_BL = torch.arange(5).expand(batch, 5)
     found = {}
@@ -41,13 +41,6 @@ def compare(
             num_bytes = sum(sharder.collectives.payload_bytes.values())
             found[key] = [difference.abs().max().item(), float(num_bytes)]
     return found
-
-
-def all_groups(mesh) -> set[tuple[int, ...]]:
-    """Return every group of every set of axes."""
-    axes = [name for name, size in mesh.axes if size > 1]
-    chosen = (some for n in range(1, len(axes) + 1) for some in itertools.combinations(axes, n))
-    return {mesh.group(rank, some) for some in chosen for rank in range(mesh.num_ranks)}
 
 
 def die(rank: int, victim: int) -> None:

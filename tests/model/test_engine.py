@@ -379,7 +379,7 @@ def test_more_memory_than_there_is_is_refused_at_once(checkpoint):
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_loaded(checkpoint, monkeypatch):
-    monkeypatch.setattr("alpage.serve.build.available_memory_bytes", lambda: 10_000)
+    monkeypatch.setattr("alpage.serve.machine.available_memory_bytes", lambda: 10_000)
     monkeypatch.setattr("alpage.serve.build.load", Mock(side_effect=AssertionError))
     with pytest.raises(OutOfMemory, match=r"weights.* do not fit into the 9.8 KiB"):
         make(checkpoint)

@@ -13,8 +13,10 @@ import typer
 from alpage.cli.options import (
     DEFAULT_MODEL,
     DeviceOption,
+    DevicesOption,
     DtypeOption,
     KvMemoryOption,
+    LayoutOption,
     ModelArgument,
 )
 from alpage.cli.terminal import working
@@ -43,6 +45,8 @@ def offline(  # noqa: PLR0913 - options of a command
     is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    devices: DevicesOption = 1,
+    layout: LayoutOption = "auto",
     kv_memory: KvMemoryOption = None,
     max_num_seqs: Annotated[int, typer.Option(help="Sequences that run at a time.")] = 128,
     max_num_batched_tokens: Annotated[
@@ -61,6 +65,8 @@ def offline(  # noqa: PLR0913 - options of a command
     config = EngineConfig(
         dtype=dtype,
         device=device,
+        devices=devices,
+        layout=layout,
         kv_memory=kv_memory,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,

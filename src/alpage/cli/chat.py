@@ -20,8 +20,10 @@ from alpage.cli.loading import load_llm
 from alpage.cli.options import (
     DEFAULT_MODEL,
     DeviceOption,
+    DevicesOption,
     DtypeOption,
     KvMemoryOption,
+    LayoutOption,
     ModelArgument,
     SeedOption,
     TemperatureOption,
@@ -54,6 +56,8 @@ def chat(  # noqa: PLR0913 - options of a command
     is_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a turn.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    devices: DevicesOption = 1,
+    layout: LayoutOption = "auto",
     kv_memory: KvMemoryOption = None,
 ) -> None:
     """Talk with a model, a line a turn. /reset forgets the conversation, /exit or Ctrl-D leaves.
@@ -64,7 +68,15 @@ def chat(  # noqa: PLR0913 - options of a command
         max_tokens=_DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
         temperature=temperature,
     )
-    llm = load_llm(model, dtype=dtype, device=device, kv_memory=kv_memory, seed=seed)
+    llm = load_llm(
+        model,
+        dtype=dtype,
+        device=device,
+        devices=devices,
+        layout=layout,
+        kv_memory=kv_memory,
+        seed=seed,
+    )
     _check_max_tokens(max_tokens, llm.engine.limits.max_model_len)
     conversation = Conversation(llm, params, system=system)
     is_interactive = sys.stdin.isatty()

@@ -11,8 +11,10 @@ from alpage.cli.loading import load_llm
 from alpage.cli.options import (
     DEFAULT_MODEL,
     DeviceOption,
+    DevicesOption,
     DtypeOption,
     KvMemoryOption,
+    LayoutOption,
     ModelArgument,
     SeedOption,
     TemperatureOption,
@@ -60,6 +62,8 @@ def generate(  # noqa: PLR0913 - options of a command
     is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    devices: DevicesOption = 1,
+    layout: LayoutOption = "auto",
     kv_memory: KvMemoryOption = None,
 ) -> None:
     """Continue a prompt and print the text as it comes."""
@@ -74,7 +78,9 @@ def generate(  # noqa: PLR0913 - options of a command
     )
     params = _drawn(sampling) if beam_width is None else _searched(sampling, beam_width)
     text = read_text() if prompt == "-" else prompt
-    llm = load_llm(model, dtype=dtype, device=device, kv_memory=kv_memory)
+    llm = load_llm(
+        model, dtype=dtype, device=device, devices=devices, layout=layout, kv_memory=kv_memory
+    )
     if is_chat:
         tokens = llm.encode_chat([{"role": "user", "content": text}])
     else:

@@ -4,7 +4,7 @@ import gc
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alpage.cli.terminal import working
 from alpage.models import resolve
@@ -15,16 +15,15 @@ if TYPE_CHECKING:
 
 
 def load_llm(
-    model: str, *, dtype: str, device: str, kv_memory: str | None, seed: int | None = None
+    model: str, *, kv_memory: str | None, seed: int | None = None, **options: Any
 ) -> "LLM":
     """Return a model, showing on a terminal that it is being loaded.
 
     Args:
         model: a short name or a path.
-        dtype: see `EngineConfig`.
-        device: see `EngineConfig`.
         kv_memory: see `EngineConfig`.
         seed: of the seeds of requests that bring none; None draws one.
+        **options: dtype, device, devices and layout, see `EngineConfig`.
 
     Raises:
         AlpageError: the model cannot be found, read or held, or an option is out of range.
@@ -38,10 +37,9 @@ def load_llm(
         return LLM(
             path,
             notify=notify,
-            dtype=dtype,
-            device=device,
             kv_memory=kv_bytes,
             seed=secrets.randbelow(2**32) if seed is None else seed,
+            **options,
         )
 
 

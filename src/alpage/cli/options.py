@@ -25,3 +25,9 @@ KvMemoryOption: TypeAlias = Annotated[
     str | None,
     typer.Option(help="Memory for keys and values, such as 2GiB.", show_default="what is free"),
 ]
+DevicesOption: TypeAlias = Annotated[
+    int, typer.Option(help="Processes that the model is cut over, on a CPU.")
+]
+LayoutOption: TypeAlias = Annotated[
+    str, typer.Option(help="How it is cut: auto, ws_1d, ws_2d or megatron.")
+]

@@ -135,6 +135,7 @@ def forward_terms(
 
 def padded_sizes(shape: ModelShape, attention: Attention, mesh: Mesh, step: Step) -> dict[str, int]:
     """Return the size of each dim, those that can be padded so that they divide evenly."""
+    attention.layout.check_shape(shape, mesh)
     num_ranks = mesh.num_ranks
     num_shards = mesh.size(attention.sequence_axes)
     head_shards = mesh.size(attention.layout.stored_ffw)

@@ -7,6 +7,7 @@ from typing import Final, final
 from alpage.errors import InvalidValue
 from alpage.hardware import Mesh
 from alpage.layout.sharding import Dim, Sharding
+from alpage.workload import ModelShape
 
 
 @final
@@ -100,6 +101,20 @@ class Layout:
             if axis not in mesh.names:
                 limit = f"uses the mesh axis {axis}, and the mesh has {', '.join(mesh.names)}"
                 raise self._refused(limit, "Add the axis to the mesh, of size 1 if need be")
+
+    def check_shape(self, shape: ModelShape, mesh: Mesh) -> None:
+        """Raise InvalidValue where the model's widths cannot be cut into equal parts."""
+        for name, size, axes in (
+            ("d_model", shape.d_model, max(self.stored_embed, self.residual, key=mesh.size)),
+            ("d_ff", shape.d_ff, max(self.stored_ffw, self.ffw + self.embed, key=mesh.size)),
+        ):
+            if size % mesh.size(axes):
+                raise InvalidValue(
+                    field=name,
+                    value=size,
+                    limit=f"cannot be cut into {mesh.size(axes)} equal parts, as {self.name} asks",
+                    remedy="Choose another mesh or layout",
+                )
 
     def stored_weight(self, letters: str = "EF") -> Sharding:
         """Return how a weight is stored: "EF", "FE", or with dims that are not cut, as "NEF"."""

@@ -9,12 +9,21 @@ from alpage.lazy import lazy_names
 
 if TYPE_CHECKING:
     from alpage.models import catalogue
-    from alpage.models.architectures import Model, load
+    from alpage.models.architectures import Model, build, load
     from alpage.models.catalogue import resolve
     from alpage.models.checkpoint import Checkpoint, open_checkpoint
     from alpage.models.tokenizer import Tokenizer
 
-__all__ = ["Checkpoint", "Model", "Tokenizer", "catalogue", "load", "open_checkpoint", "resolve"]
+__all__ = [
+    "Checkpoint",
+    "Model",
+    "Tokenizer",
+    "build",
+    "catalogue",
+    "load",
+    "open_checkpoint",
+    "resolve",
+]
 
 __getattr__ = lazy_names(
     __name__,
@@ -22,6 +31,7 @@ __getattr__ = lazy_names(
         "Checkpoint": "checkpoint",
         "Model": "architectures",
         "Tokenizer": "tokenizer",
+        "build": "architectures",
         "catalogue": "catalogue",
         "load": "architectures",
         "open_checkpoint": "checkpoint",

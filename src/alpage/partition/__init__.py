@@ -5,6 +5,7 @@ May import: layout, hardware and the base modules.
 
 from alpage.partition.communicator import Communicator, ProcessGroups
 from alpage.partition.inline import run_inline
+from alpage.partition.padding import attending_shape
 from alpage.partition.partitioned import Partitioned
 from alpage.partition.sharder import REPLICATED, Parts, Replicated, Sharder
 
@@ -16,5 +17,6 @@ __all__ = [
     "ProcessGroups",
     "Replicated",
     "Sharder",
+    "attending_shape",
     "run_inline",
 ]

@@ -3,12 +3,15 @@
 A group is named by its ranks, in the order that its lists have; all of them call the same.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any, Protocol, final
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from alpage.hardware import Mesh
 
 Ranks = tuple[int, ...]
 
@@ -40,17 +43,22 @@ class Communicator(Protocol):
 class ProcessGroups(Communicator):
     """Ranks that are processes, joined by `torch.distributed`: gloo on CPUs, NCCL on GPUs.
 
+    Making it is itself something that all ranks do together.
+
     Args:
-        groups: all groups that any rank is going to use, the same list on every rank: making a
-            group is itself something that all do together.
+        mesh: the ranks; there is a group for every set of its axes.
     """
 
-    def __init__(self, groups: Iterable[Ranks]) -> None:
+    def __init__(self, mesh: Mesh) -> None:
         self._rank = dist.get_rank()
-        self._groups = {
-            ranks: dist.new_group(list(ranks))
-            for ranks in sorted({tuple(sorted(group)) for group in groups})
+        axes = [name for name, size in mesh.axes if size > 1]
+        groups = {
+            tuple(sorted(mesh.group(rank, some)))
+            for number in range(1, len(axes) + 1)
+            for some in combinations(axes, number)
+            for rank in range(mesh.num_ranks)
         }
+        self._groups = {ranks: dist.new_group(list(ranks)) for ranks in sorted(groups)}
 
     @property
     def rank(self) -> int:

@@ -7,24 +7,27 @@ are cut off (Pope et al. 2022, arXiv:2211.05102, section 4, pads PaLM 540B from 
 import dataclasses
 from math import ceil
 
+from alpage.hardware import Mesh
+from alpage.layout import Attention, head_axes
 from alpage.workload import ModelShape
 
 
-def padded(shape: ModelShape, *, num_head_shards: int, num_vocab_shards: int) -> ModelShape:
+def padded(shape: ModelShape, attention: Attention, mesh: Mesh) -> ModelShape:
     """Return the shape with the fewest heads, and words, that can be cut into equal shards.
 
     Every key/value head keeps as many query heads as it has; a single one (multi-query) stays
     alone and gets more.
 
-    Args:
-        shape: the model.
-        num_head_shards: ranks that heads are cut over.
-        num_vocab_shards: ranks that the vocabulary is cut over.
-
+    >>> from alpage.hardware import resolve_cluster
+    >>> from alpage.layout import LAYOUTS, attentions
     >>> from alpage.shapes import named_shape
-    >>> padded(named_shape("palm-540b"), num_head_shards=64, num_vocab_shards=64).num_heads
+    >>> mesh = resolve_cluster("tpu-v4-64").mesh(x=4, y=4, z=4)
+    >>> padded(named_shape("palm-540b"), attentions(LAYOUTS["ws_2d"])[0], mesh).num_heads
     64
     """
+    layout = attention.layout
+    num_head_shards = max(mesh.size(head_axes(layout)), mesh.size(layout.stored_ffw))
+    num_vocab_shards = mesh.num_ranks // mesh.size(layout.tokens)
     num_heads, num_kv_heads = shape.num_heads, shape.num_kv_heads
     if num_kv_heads == 1:
         num_heads = ceil(num_heads / num_head_shards) * num_head_shards
@@ -37,6 +40,14 @@ def padded(shape: ModelShape, *, num_head_shards: int, num_vocab_shards: int) ->
         num_kv_heads=num_kv_heads,
         vocab_size=ceil(shape.vocab_size / num_vocab_shards) * num_vocab_shards,
     )
+
+
+def attending_shape(shape: ModelShape, attention: Attention, mesh: Mesh) -> ModelShape:
+    """Return the model as one rank attends: its share of the heads, padded ones among them."""
+    whole = padded(shape, attention, mesh)
+    num_heads = whole.num_heads // mesh.size(attention.queries().dims[1].axes)
+    group = whole.num_heads // whole.num_kv_heads
+    return dataclasses.replace(whole, num_heads=num_heads, num_kv_heads=max(1, num_heads // group))
 
 
 def _straddles(num_kv_heads: int, num_shards: int) -> bool:

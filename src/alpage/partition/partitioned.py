@@ -25,7 +25,6 @@ from alpage.layout import (
     block_rounds,
     dividing,
     ends_changes,
-    head_axes,
     redistribute,
 )
 from alpage.partition.collectives import Collectives
@@ -34,8 +33,6 @@ from alpage.partition.cut import cut
 from alpage.partition.padding import padded
 from alpage.partition.sharder import Parts, Sharder
 from alpage.workload import ModelShape
-
-_NAMES = {"E": "d_model", "R": "d_model", "F": "d_ff"}
 
 
 @final
@@ -78,14 +75,11 @@ class Partitioned(Sharder):
         self._at = mesh.coordinates(communicator.rank)
         layout = attention.layout
         layout.check(mesh)
+        layout.check_shape(shape, mesh)
         self._vocab = tuple(axis for axis in mesh.names if axis not in layout.tokens)
         self._vocab_size = shape.vocab_size
         self._whole = {"H": shape.num_heads, "G": shape.num_kv_heads, "V": shape.vocab_size}
-        shape = padded(
-            shape,
-            num_head_shards=max(mesh.size(head_axes(layout)), mesh.size(layout.stored_ffw)),
-            num_vocab_shards=mesh.size(self._vocab),
-        )
+        shape = padded(shape, attention, mesh)
         self._padded = {"H": shape.num_heads, "G": shape.num_kv_heads, "V": shape.vocab_size}
         self._shape = shape
         self._stored = self._axes(layout.stored_embed, layout.stored_ffw)
@@ -218,7 +212,7 @@ class Partitioned(Sharder):
         num_shards = self._mesh.size(axes)
         if x.shape[dim] % num_shards:
             raise InvalidValue(
-                field=_NAMES.get(name, name),
+                field=name,
                 value=x.shape[dim],
                 limit=f"cannot be cut into {num_shards} equal parts",
                 remedy="Choose another mesh or layout, or a batch that is a multiple",
@@ -269,18 +263,12 @@ class Partitioned(Sharder):
         num_queries = shape.num_heads // mesh.size(query_axes)
         num_here = shape.num_kv_heads // mesh.size(kv_axes)
         per_kv_head = shape.num_heads // shape.num_kv_heads
-        first = self._number(query_axes) * num_queries
-        needed = range(first // per_kv_head, (first + num_queries - 1) // per_kv_head + 1)
-        if num_queries % per_kv_head and per_kv_head % num_queries:
-            raise InvalidValue(
-                field="num_key_value_heads",
-                value=shape.num_kv_heads,
-                limit=f"does not let {num_queries} query heads a rank share whole ones",
-                remedy="Choose another mesh or layout, or shard attention over the batch",
-            )
-        if len(needed) == num_here:
+        num_needed = max(1, num_queries // per_kv_head)
+        assert num_queries % per_kv_head == 0 or per_kv_head % num_queries == 0, "it is padded so"
+        if num_needed == num_here:
             return None
-        return needed[0] - self._number(kv_axes) * num_here, len(needed)
+        first = self._number(query_axes) * num_queries // per_kv_head
+        return first - self._number(kv_axes) * num_here, num_needed
 
 
 def _point(change: Change, sizes: dict[str, int], mesh: Mesh) -> _Point:

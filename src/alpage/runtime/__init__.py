@@ -10,8 +10,17 @@ from alpage.lazy import lazy_names
 if TYPE_CHECKING:
     from alpage.runtime.calibration import Calibration, calibrate, num_local_devices
     from alpage.runtime.ceilings import Ceilings, measure_ceilings
+    from alpage.runtime.processes import Port, Processes
 
-__all__ = ["Calibration", "Ceilings", "calibrate", "measure_ceilings", "num_local_devices"]
+__all__ = [
+    "Calibration",
+    "Ceilings",
+    "Port",
+    "Processes",
+    "calibrate",
+    "measure_ceilings",
+    "num_local_devices",
+]
 
 __getattr__ = lazy_names(
     __name__,
@@ -21,5 +30,7 @@ __getattr__ = lazy_names(
         "num_local_devices": "calibration",
         "Ceilings": "ceilings",
         "measure_ceilings": "ceilings",
+        "Port": "processes",
+        "Processes": "processes",
     },
 )

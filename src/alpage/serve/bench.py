@@ -98,13 +98,13 @@ def run(
     seen = replay(engine, requests, notify=notify)
     # Before the ceilings, whose buffers are no part of what serving takes.
     peak_rss_bytes = _peak_rss_bytes()
-    weight = next(engine.runner.model.parameters())
+    profile = engine.runner.profile
     footprint = Footprint(
-        shape=engine.runner.model.shape,
-        weight_element_bytes=weight.element_size(),
-        kv_element_bytes=engine.runner.pool.kv_L2PGSK.element_size(),
+        shape=profile.shape,
+        weight_element_bytes=profile.dtype.itemsize,
+        kv_element_bytes=profile.dtype.itemsize,
     )
-    ceilings = measure_ceilings(weight.device, weight.dtype)
+    ceilings = measure_ceilings(profile.device, profile.dtype)
     return to_figures(seen, footprint, ceilings, peak_rss_bytes=peak_rss_bytes)
 
 

@@ -6,23 +6,24 @@ from collections.abc import Callable
 
 import torch
 
-from alpage.errors import AlpageError, BadCheckpoint, Unsupported
-from alpage.hardware import available_memory_bytes, cpu_features, has_bf16_compute
+from alpage.errors import AlpageError, BadCheckpoint
+from alpage.hardware import available_memory_bytes
 from alpage.models import Checkpoint, Model, Tokenizer, load
 from alpage.ops import AttentionSpec, Backend, KvPool, backends, select
 from alpage.serve.allocation import allocating
 from alpage.serve.config import EngineConfig
 from alpage.serve.engine import Engine, Limits
 from alpage.serve.kv_memory import KvMemory, PreemptionCost
+from alpage.serve.machine import find_device, find_dtype, free_bytes
+from alpage.serve.mesh import plan_mesh, start_mesh
 from alpage.serve.pages import PagePool
-from alpage.serve.runner import Runner
+from alpage.serve.runner import Runner, Runs
 from alpage.serve.scheduler import Scheduler
 from alpage.serve.sizing import Sizes, size
 from alpage.serve.slots import Slots
 from alpage.units import format_bytes
 from alpage.workload import ModelShape
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # Of the memory that is free once the weights are loaded. A CPU's is shared with everything else;
 # what a GPU keeps back is for activations and logits.
 _KV_SHARE = {"cpu": 0.5, "cuda": 0.9}
@@ -46,11 +47,26 @@ def build_engine(
     Raises:
         AlpageError: the model cannot be read or held, or the config does not fit it.
     """
-    device = _device(config.device)
-    network = _load(checkpoint, _dtype(config.dtype, device), device)
     tokenizer = tokenizer_or_none(checkpoint)
     eos_ids = checkpoint.eos_ids if tokenizer is None else tokenizer.eos_ids
-    return assemble(network, eos_ids, tokenizer, config, notify)
+    device = find_device(config.device)
+    dtype = find_dtype(config.dtype, device)
+    if config.devices == 1:
+        network = _load(checkpoint, dtype, device)
+        return assemble(network, eos_ids, tokenizer, config, notify)
+    plan = plan_mesh(checkpoint, config, device, dtype, notify)
+    _check_eos(eos_ids, plan.shape)
+    sizes = size(
+        config,
+        max_positions=plan.max_positions,
+        kv_bytes_per_token=plan.attending_shape.kv_bytes_per_token(dtype.itemsize),
+        free_bytes=plan.free_bytes,
+        free_host_bytes=None,
+        share=_KV_SHARE[device.type],
+        notify=notify,
+    )
+    runner = start_mesh(plan, sizes, config)
+    return _engine(runner, sizes, plan.shape, eos_ids, tokenizer, config, device)
 
 
 def assemble(
@@ -60,30 +76,18 @@ def assemble(
     config: EngineConfig,
     notify: Callable[[str], None],
 ) -> Engine:
-    """Return an engine for a model that is in memory. See `build_engine`."""
+    """Return an engine for a model that is in memory, on one device. See `build_engine`."""
     weight = next(model.parameters())
     device, dtype, shape = weight.device, weight.dtype, model.shape
-    if max(eos_ids, default=0) >= shape.vocab_size:
-        raise BadCheckpoint(
-            field="eos_token_id",
-            value=max(eos_ids),
-            limit=f"is no token of the model's vocabulary of {shape.vocab_size}",
-            remedy="Mend generation_config.json, config.json or the tokenizer's files",
-        )
+    _check_eos(eos_ids, shape)
     sizes = size(
         config,
         max_positions=model.max_positions,
         kv_bytes_per_token=shape.kv_bytes_per_token(dtype.itemsize),
-        free_bytes=_free_bytes(device),
+        free_bytes=free_bytes(device),
         free_host_bytes=None if device.type == "cpu" else available_memory_bytes(),
         share=_KV_SHARE[device.type],
         notify=notify,
-    )
-    scheduler = Scheduler(
-        _kv_memory(sizes, config, shape, device),
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens
-        or max(_BATCHED_TOKENS[device.type], config.max_num_seqs),
     )
     backend = _backend(config, shape, dtype, device, notify)
     with allocating(
@@ -100,6 +104,35 @@ def assemble(
             backend,
             Slots(config.max_num_seqs, sizes.max_model_len, config.page_size),
         )
+    return _engine(runner, sizes, shape, eos_ids, tokenizer, config, device)
+
+
+def tokenizer_or_none(checkpoint: Checkpoint) -> Tokenizer | None:
+    """Return the tokenizer; None where there is none, since token ids can do without."""
+    try:
+        return checkpoint.tokenizer()
+    except AlpageError:
+        return None
+
+
+# -- the parts -------------------------------------------------------------------------------------
+
+
+def _engine(
+    runner: Runs,
+    sizes: Sizes,
+    shape: ModelShape,
+    eos_ids: frozenset[int],
+    tokenizer: Tokenizer | None,
+    config: EngineConfig,
+    device: torch.device,
+) -> Engine:
+    scheduler = Scheduler(
+        _kv_memory(sizes, config, shape, device),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens
+        or max(_BATCHED_TOKENS[device.type], config.max_num_seqs),
+    )
     limits = Limits(
         max_model_len=sizes.max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -111,65 +144,30 @@ def assemble(
     return Engine(scheduler, runner, limits, tokenizer, seed=config.seed)
 
 
-def tokenizer_or_none(checkpoint: Checkpoint) -> Tokenizer | None:
-    """Return the tokenizer; None where there is none, since token ids can do without."""
-    try:
-        return checkpoint.tokenizer()
-    except AlpageError:
-        return None
-
-
-# -- the machine -----------------------------------------------------------------------------------
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, number = name.partition(":")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise Unsupported(
-            field="device",
-            value=name,
-            limit=f"PyTorch sees {torch.cuda.device_count()} CUDA devices here",
-            remedy='Use device="cpu", or install PyTorch for your GPU',
+def _check_eos(eos_ids: frozenset[int], shape: ModelShape) -> None:
+    if max(eos_ids, default=0) >= shape.vocab_size:
+        raise BadCheckpoint(
+            field="eos_token_id",
+            value=max(eos_ids),
+            limit=f"is no token of the model's vocabulary of {shape.vocab_size}",
+            remedy="Mend generation_config.json, config.json or the tokenizer's files",
         )
-    return torch.device(name)
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        is_fast = (
-            torch.cuda.is_bf16_supported(including_emulation=False)
-            if device.type == "cuda"
-            else has_bf16_compute(cpu_features())
-        )
-        return torch.bfloat16 if is_fast else torch.float32
-    return _DTYPES[name]
 
 
 def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
-    free_bytes = _free_bytes(device)
+    num_free_bytes = free_bytes(device)
     num_bytes = dtype.itemsize * sum(math.prod(t.shape) for t in checkpoint.tensors.values())
     with allocating(
         field="model",
         value=str(checkpoint.source),
         limit=f"its weights, {format_bytes(num_bytes)} as {dtype}, do not fit into the "
-        f"{format_bytes(free_bytes)} that are free on {device}",
+        f"{format_bytes(num_free_bytes)} that are free on {device}",
         remedy="Use a smaller model or dtype, or a device with more memory",
     ):
         # A CPU's memory is handed out before it is there: too much of it ends the process.
-        if num_bytes > free_bytes:
+        if num_bytes > num_free_bytes:
             raise MemoryError
         return load(checkpoint, dtype=dtype, device=device)
-
-
-# -- the parts -------------------------------------------------------------------------------------
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return available_memory_bytes()
 
 
 def _kv_memory(

@@ -8,6 +8,7 @@ from alpage.errors import InvalidValue
 from alpage.units import parse_bytes
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+LAYOUTS = ("auto", "ws_1d", "ws_2d", "megatron")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -29,6 +30,9 @@ class EngineConfig:
         max_num_batched_tokens: tokens that a step computes; None: 512 on a CPU, 4,096 on a GPU.
         has_prefix_cache: whether prompts share what equal prefixes computed.
         attention_backend: "auto" or one by name: native, sdpa, reference.
+        devices: that the model is cut over; on a CPU processes of this machine, which share its
+            cores.
+        layout: how it is cut: "auto", or one of ws_1d, ws_2d, megatron.
         seed: of the seeds of requests that bring none.
 
     Raises:
@@ -45,6 +49,8 @@ class EngineConfig:
     max_num_batched_tokens: int | None = None
     has_prefix_cache: bool = True
     attention_backend: str = "auto"
+    devices: int = 1
+    layout: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,6 +80,14 @@ class EngineConfig:
         if self.max_num_batched_tokens is not None:
             low = self.max_num_seqs
             _whole("max_num_batched_tokens", self.max_num_batched_tokens, low, 2**24)
+        _whole("devices", self.devices, 1, 64)
+        if self.layout not in LAYOUTS:
+            raise InvalidValue(
+                field="layout",
+                value=self.layout,
+                limit="must be one of " + ", ".join(LAYOUTS),
+                remedy="Choose one of these",
+            )
         _kind("has_prefix_cache", self.has_prefix_cache, bool, "True or False")
         _kind("attention_backend", self.attention_backend, str, "the name of a backend")
         _whole("seed", self.seed, 0, 2**64 - 1)

@@ -20,7 +20,7 @@ from alpage.serve.detokenize import Decodes
 from alpage.serve.params import BeamSearchParams, SamplingParams
 from alpage.serve.request import Request
 from alpage.serve.results import RowResult
-from alpage.serve.runner import Runner
+from alpage.serve.runner import Runs
 from alpage.serve.scheduler import PATIENCE, Scheduler
 from alpage.serve.sequence import Group
 from alpage.serve.slots import DrawRule
@@ -74,7 +74,7 @@ class Engine:
     def __init__(
         self,
         scheduler: Scheduler,
-        runner: Runner,
+        runner: Runs,
         limits: Limits,
         tokenizer: Decodes | None,
         *,

@@ -3,8 +3,10 @@
 Dims: T new tokens of all rows, R rows that draw, V vocabulary, D model.
 """
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
@@ -20,13 +22,45 @@ from alpage.serve.params import SamplingParams
 from alpage.serve.results import RowResult
 from alpage.serve.sampler import sample, to_logprobs
 from alpage.serve.slots import DrawRule, Slots
+from alpage.workload import ModelShape
 
 # Prompt positions whose logits exist at a time, whatever the prompt's length.
 _PROMPT_LOGITS_ROWS = 64
 
 
 @final
-class Runner:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What a step's price depends on.
+
+    Attributes:
+        shape: of the whole model.
+        dtype: of weights, keys and values.
+        device: that computes.
+    """
+
+    shape: ModelShape
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Runs(Protocol):
+    """Makes an engine's steps."""
+
+    profile: Profile
+
+    def open(self, request_id: str, rule: DrawRule) -> None:
+        """Learn how a request draws, before a batch names it."""
+
+    def close(self, request_id: str) -> None:
+        """Forget a request."""
+
+    def run(self, batch: Batch) -> list[RowResult]:
+        """Make a step; return what each row gave."""
+
+
+@final
+class Runner(Runs):
     """A model, its pages and the state of its slots.
 
     Args:
@@ -40,6 +74,8 @@ class Runner:
     def __init__(
         self, model: Model, pool: KvPool, host: KvPool, backend: Backend, slots: Slots
     ) -> None:
+        kv = pool.kv_L2PGSK
+        self.profile = Profile(shape=model.shape, dtype=kv.dtype, device=kv.device)
         self.model = model
         self.pool = pool
         self._host = host
@@ -59,28 +95,35 @@ class Runner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[RowResult]:
         """Make a step; return what each row gave."""
+        return self._results(self._hidden(batch), batch.rows)
+
+    @torch.inference_mode()
+    def follow(self, batch: Batch) -> None:
+        """Make a step beside the rank that runs it: take part in all that ranks do together."""
+        x_TD = self._hidden(batch)
+        for _, x_nD in _prompt_rows(x_TD, batch.rows):
+            for x_RD in torch.split(x_nD, _PROMPT_LOGITS_ROWS):
+                self.model.logits(x_RD)
+        _, places = _drawing(batch.rows)
+        if places:
+            self.model.logits(x_TD[torch.tensor(places, device=x_TD.device)])
+
+    def _hidden(self, batch: Batch) -> Tensor:
         self._slots.update(batch, self._rules)
         _move(batch.swapped_out, self.pool, self._host)
         _move(batch.swapped_in, self._host, self.pool)
         _move(batch.copied, self.pool, self.pool)
         inputs = self._inputs.fill(batch, self._slots)
         kv = PagedKV(self.pool, inputs.step, self._backend)
-        x_TD = self.model.hidden(inputs.token_T, inputs.position_T, kv)
-        return self._results(x_TD, batch.rows)
+        return self.model.hidden(inputs.token_T, inputs.position_T, kv)
 
     def _results(self, x_TD: Tensor, rows: Sequence[Row]) -> list[RowResult]:
-        results: dict[int, RowResult] = {}
-        ends = []
-        start = 0
-        for number, row in enumerate(rows):
-            if row.prompt_targets:
-                x_nD = x_TD[start : start + len(row.prompt_targets)]
-                results[number] = RowResult(prompt_logprobs=self._prompt_logprobs(x_nD, row))
-            start += len(row.tokens)
-            if row.num_draws:
-                ends.append((number, start - 1))
-        if ends:
-            numbers, places = zip(*ends, strict=True)
+        results = {
+            number: RowResult(prompt_logprobs=self._prompt_logprobs(x_nD, rows[number]))
+            for number, x_nD in _prompt_rows(x_TD, rows)
+        }
+        numbers, places = _drawing(rows)
+        if places:
             x_RD = x_TD[torch.tensor(places, device=x_TD.device)]
             drawing = [rows[number] for number in numbers]
             drawn = sample(self.model.logits(x_RD).float(), drawing, self._slots)
@@ -106,6 +149,22 @@ class Runner:
             ranked = sampling.rank_logprobs(logits_RV, target_R, params.prompt_logprobs)
             entries += to_logprobs(ranked, targets, [params.prompt_logprobs] * len(targets))
         return tuple(entries)
+
+
+def _prompt_rows(x_TD: Tensor, rows: Sequence[Row]) -> Iterator[tuple[int, Tensor]]:
+    """Yield the rows whose prompt's log-probabilities are wanted: number and x_nD."""
+    start = 0
+    for number, row in enumerate(rows):
+        if row.prompt_targets:
+            yield number, x_TD[start : start + len(row.prompt_targets)]
+        start += len(row.tokens)
+
+
+def _drawing(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
+    """Return the rows that draw: their numbers, and the places of their last tokens."""
+    lasts = [end - 1 for end in accumulate(len(row.tokens) for row in rows)]
+    numbers = [number for number, row in enumerate(rows) if row.num_draws]
+    return numbers, [lasts[number] for number in numbers]
 
 
 def _move(moves: Sequence[Move], source: KvPool, target: KvPool) -> None:

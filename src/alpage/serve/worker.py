@@ -1,0 +1,75 @@
+"""Worker: one rank of a mesh: its part of the model, its pages, and the engine's steps.
+
+Every rank has the same page tables and moves the same pages; what differs is which heads they
+hold. The first rank draws the tokens.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from alpage.hardware import Cluster, resolve_cluster
+from alpage.layout import attentions, named_layout
+from alpage.models import build, load, open_checkpoint
+from alpage.ops import AttentionSpec, KvPool, backends, select
+from alpage.partition import Partitioned, ProcessGroups, attending_shape
+from alpage.runtime import Port
+from alpage.serve.messages import Close, Job, Open, Run, decode_message, encode
+from alpage.serve.runner import Runner
+from alpage.serve.slots import Slots
+
+
+def work(rank: int, port: Port, job: Job) -> None:
+    """Serve the engine until it is gone."""
+    torch.set_num_threads(job.num_threads)
+    runner = _runner(job)
+    if rank == 0:
+        port.answer(b"")
+    while True:
+        match decode_message(port.receive()):
+            case Open() as opened:
+                runner.open(opened.request_id, opened.rule)
+            case Close(request_id):
+                runner.close(request_id)
+            case Run(batch) if rank == 0:
+                port.answer(encode(runner.run(batch)))
+            case Run(batch):
+                runner.follow(batch)
+
+
+def process_cluster(num_ranks: int) -> Cluster:
+    """Return processes of one machine as a cluster, by the catalogue's numbers of a CPU."""
+    return dataclasses.replace(
+        resolve_cluster("cpu-2"), name=f"{num_ranks} processes", devices_per_host=num_ranks
+    )
+
+
+def _runner(job: Job) -> Runner:
+    mesh = process_cluster(torch.distributed.get_world_size()).mesh(**job.mesh)
+    checkpoint = open_checkpoint(Path(job.model))
+    device, dtype = torch.device("cpu"), getattr(torch, job.dtype)
+    attention = attentions(named_layout(job.layout))[0]
+    shape = build(checkpoint.config)[0].shape
+    sharder = Partitioned(shape, attention, mesh, ProcessGroups(mesh), num_tokens=1)
+    model = load(checkpoint, dtype=dtype, device=device, sharder=sharder)
+    here = attending_shape(shape, attention, mesh)
+    spec = AttentionSpec(
+        device=device.type,
+        dtype=dtype,
+        num_heads=here.num_heads,
+        num_kv_heads=here.num_kv_heads,
+        head_dim=here.head_dim,
+        page_size=job.page_size,
+    )
+    pools = [
+        KvPool.zeros(
+            (here.num_layers, 2, num_pages, here.num_kv_heads, job.page_size, here.head_dim),
+            dtype,
+            device,
+        )
+        for num_pages in (job.num_pages, job.num_host_pages)
+    ]
+    slots = Slots(job.max_num_seqs, job.max_model_len, job.page_size)
+    backend = select(spec, backends(), job.attention_backend)
+    return Runner(model, pools[0], pools[1], backend, slots)

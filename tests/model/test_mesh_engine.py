@@ -1,0 +1,100 @@
+"""The engine over processes: the same tokens as on one device, and no process left behind."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from alpage import LLM, BeamSearchParams, SamplingParams
+from alpage.errors import InvalidValue, RankLost, Unsupported
+from tiny_families import make_tiny
+from tiny_llama import make_tiny_llama
+
+PROMPTS = [[5, 6, 7, 8, 9], list(range(10, 60)), [5, 6, 7, 8, 11]]
+OPTIONS = {"dtype": "float32", "kv_memory": "1MiB", "notify": lambda _line: None}
+ASKED = [
+    SamplingParams(temperature=0, max_tokens=12, logprobs=2, prompt_logprobs=1),
+    SamplingParams(temperature=1.0, seed=3, max_tokens=12, n=3, repetition_penalty=1.2),
+    BeamSearchParams(beam_width=3, max_tokens=8),
+]
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    path = tmp_path_factory.mktemp("mesh")
+    # Heads, key/value heads and words that no even number divides, as SmolLM2 has them.
+    make_tiny_llama(path / "Llama", hidden_size=72, num_attention_heads=9, num_key_value_heads=3)
+    for family in ("GPT2", "Mixtral", "PaLM"):
+        make_tiny(path / family, family)
+    return path
+
+
+def answers(llm):
+    outputs = llm.generate(PROMPTS * len(ASKED), [p for p in ASKED for _ in PROMPTS])
+    return [[tuple(one.token_ids) for one in output.outputs] for output in outputs], [
+        output.outputs[0].cumulative_logprob for output in outputs
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "devices", "layout"),
+    [
+        ("Llama", 2, "ws_1d"),
+        ("Llama", 2, "megatron"),
+        ("Llama", 4, "ws_2d"),
+        ("GPT2", 2, "auto"),
+        ("Mixtral", 2, "ws_2d"),
+        ("PaLM", 2, "auto"),
+    ],
+)
+def test_tokens_are_those_of_one_device(family, devices, layout, paths):
+    one = LLM(paths / family, **OPTIONS)
+    many = LLM(paths / family, devices=devices, layout=layout, **OPTIONS)
+    expected_tokens, expected_logprobs = answers(one)
+    tokens, logprobs = answers(many)
+    assert tokens == expected_tokens
+    assert logprobs == pytest.approx(expected_logprobs, abs=1e-3)
+    many.engine.runner.stop()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_is_one_error_and_nothing_is_left(victim, paths):
+    llm = LLM(paths / "Llama", devices=2, **OPTIONS)
+    stream = llm.stream(PROMPTS[0], SamplingParams(temperature=0, max_tokens=100, ignore_eos=True))
+    next(stream)
+    os.kill(multiprocessing.active_children()[victim].pid, signal.SIGKILL)
+    start_s = time.monotonic()
+    with pytest.raises(RankLost, match=r"rank=[01]: its process (died|failed)"):
+        list(stream)
+    assert time.monotonic() - start_s < 10
+    assert not multiprocessing.active_children()
+    with pytest.raises(RankLost, match="is gone"):
+        llm.generate(PROMPTS[0], SamplingParams(max_tokens=2))
+
+
+@pytest.mark.slow
+def test_ranks_end_with_their_engine(paths):
+    llm = LLM(paths / "Llama", devices=2, **OPTIONS)
+    assert len(multiprocessing.active_children()) == 2
+    del llm
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"devices": 0}, InvalidValue, "devices=0: must be"),
+        ({"devices": 2, "layout": "wg_x"}, InvalidValue, "layout='wg_x': must be one of"),
+        ({"devices": 2, "device": "cuda"}, Unsupported, "CUDA"),
+        ({"devices": 5}, InvalidValue, "devices=5: do not cut this model evenly"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused(options, error, words, paths):
+    with pytest.raises(error, match=words):
+        LLM(paths / "Llama", **OPTIONS | options)
+    assert not multiprocessing.active_children()
