@@ -1,9 +1,12 @@
 """The engine over processes: the same tokens as on one device, and no process left behind."""
 
-import multiprocessing
+import gc
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +32,14 @@ def paths(tmp_path_factory):
     for family in ("GPT2", "Mixtral", "PaLM"):
         make_tiny(path / family, family)
     return path
+
+
+def is_alive(pid):
+    """Whether a process runs; one that waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def answers(llm):
@@ -57,8 +68,9 @@ def test_tokens_are_those_of_one_device(family, devices, layout, paths):
     tokens, logprobs = answers(many)
     assert tokens == expected_tokens
     assert logprobs == pytest.approx(expected_logprobs, abs=1e-3)
+    pids = many.engine.runner.pids
     many.engine.runner.stop()
-    assert not multiprocessing.active_children()
+    assert not any(map(is_alive, pids))
 
 
 @pytest.mark.slow
@@ -67,12 +79,13 @@ def test_a_killed_rank_is_one_error_and_nothing_is_left(victim, paths):
     llm = LLM(paths / "Llama", devices=2, **OPTIONS)
     stream = llm.stream(PROMPTS[0], SamplingParams(temperature=0, max_tokens=100, ignore_eos=True))
     next(stream)
-    os.kill(multiprocessing.active_children()[victim].pid, signal.SIGKILL)
+    pids = llm.engine.runner.pids
+    os.kill(pids[victim], signal.SIGKILL)
     start_s = time.monotonic()
     with pytest.raises(RankLost, match=r"rank=[01]: its process (died|failed)"):
         list(stream)
     assert time.monotonic() - start_s < 10
-    assert not multiprocessing.active_children()
+    assert not any(map(is_alive, pids))
     with pytest.raises(RankLost, match="is gone"):
         llm.generate(PROMPTS[0], SamplingParams(max_tokens=2))
 
@@ -80,9 +93,32 @@ def test_a_killed_rank_is_one_error_and_nothing_is_left(victim, paths):
 @pytest.mark.slow
 def test_ranks_end_with_their_engine(paths):
     llm = LLM(paths / "Llama", devices=2, **OPTIONS)
-    assert len(multiprocessing.active_children()) == 2
+    pids = llm.engine.runner.pids
+    assert len(pids) == 2
+    assert all(map(is_alive, pids))
     del llm
-    assert not multiprocessing.active_children()
+    gc.collect()
+    assert not any(map(is_alive, pids))
+
+
+@pytest.mark.slow
+def test_ranks_end_with_their_process_and_run_nothing_of_its_main_module(paths, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "from alpage import LLM\n"
+        f"llm = LLM({str(paths / 'Llama')!r}, devices=2, kv_memory='1MiB')\n"
+        "print(*llm.engine.runner.pids, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, script]
+    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
+    pids = [int(pid) for pid in run.stdout.split()]
+    assert len(pids) == 2, run.stderr
+    end_s = time.monotonic() + 5
+    while any(map(is_alive, pids)) and time.monotonic() < end_s:
+        time.sleep(0.1)
+    assert not any(map(is_alive, pids))
 
 
 @pytest.mark.parametrize(
@@ -97,4 +133,3 @@ def test_ranks_end_with_their_engine(paths):
 def test_what_cannot_be_cut_is_refused(options, error, words, paths):
     with pytest.raises(error, match=words):
         LLM(paths / "Llama", **OPTIONS | options)
-    assert not multiprocessing.active_children()

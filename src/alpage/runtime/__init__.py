@@ -10,7 +10,8 @@ from alpage.lazy import lazy_names
 if TYPE_CHECKING:
     from alpage.runtime.calibration import Calibration, calibrate, num_local_devices
     from alpage.runtime.ceilings import Ceilings, measure_ceilings
-    from alpage.runtime.processes import Port, Processes
+    from alpage.runtime.processes import Processes
+    from alpage.runtime.rank import Port
 
 __all__ = [
     "Calibration",
@@ -30,7 +31,7 @@ __getattr__ = lazy_names(
         "num_local_devices": "calibration",
         "Ceilings": "ceilings",
         "measure_ceilings": "ceilings",
-        "Port": "processes",
+        "Port": "rank",
         "Processes": "processes",
     },
 )

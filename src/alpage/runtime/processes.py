@@ -3,56 +3,29 @@
 A message goes to all ranks, the answer comes from the first. Whatever happens, a call ends by its
 deadline with an answer or an error, and after an error no process is left. The ranks end by
 themselves when this process does, since their pipes end with it.
+
+They are started as programs of their own, not by `multiprocessing`, which would run the caller's
+main module once more in each.
 """
 
-import contextlib
-import multiprocessing
 import os
-import signal
+import socket
+import subprocess
+import sys
 import tempfile
 import time
 import weakref
 from collections.abc import Callable
-from datetime import timedelta
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from pathlib import Path
 from typing import Any, final
 
 import msgspec
-import torch.distributed as dist
 
 from alpage.errors import RankLost
+from alpage.runtime.rank import Answer, Begin
 
 _GRACE_S = 2.0
-
-
-@final
-class _Answer(msgspec.Struct, array_like=True):
-    """What a rank sends back."""
-
-    data: bytes
-    error: str | None = None
-
-
-@final
-class Port:
-    """A rank's end of its pipe."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def receive(self) -> bytes:
-        """Return the next message.
-
-        Raises:
-            EOFError: there will be none.
-        """
-        return self._connection.recv_bytes()
-
-    def answer(self, data: bytes) -> None:
-        """Send an answer."""
-        self._connection.send_bytes(msgspec.msgpack.encode(_Answer(data)))
+_PROGRAM = "from alpage.runtime.rank import main; main()"
 
 
 @final
@@ -60,10 +33,11 @@ class Processes:
     """Processes that are the ranks of a mesh, on this machine.
 
     Args:
-        work: a function of a module, called as `work(rank, port, *arguments)` in each process; the
-            first rank answers once when it is ready, and then to what it is asked.
+        work: a function of a module, found by its name and called as `work(rank, port, *arguments)`
+            in each process; the first rank answers once when it is ready, and then to what it is
+            asked.
         num_ranks: processes.
-        arguments: plain values.
+        arguments: values that have a form in MessagePack; dataclasses arrive as tables.
         backend: of `torch.distributed`: "gloo" or "nccl".
         start_s: seconds until the first rank is ready.
         step_s: seconds for every answer and every collective.
@@ -83,28 +57,28 @@ class Processes:
         step_s: float,
     ) -> None:
         self._step_s = step_s
-        context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory(prefix="alpage-ranks-")
-        self._processes: list[SpawnProcess] = []
+        self._programs: list[subprocess.Popen[bytes]] = []
         self._pipes: list[Connection] = []
-        self.stop = weakref.finalize(self, _stop, self._processes, self._pipes, self._folder)
+        self.stop = weakref.finalize(self, _stop, self._programs, self._pipes, self._folder)
         for rank in range(num_ranks):
-            pipe, theirs = context.Pipe()
-            group = {
-                "backend": backend,
-                "init_method": f"file://{self._folder.name}/rendezvous",
-                "rank": rank,
-                "world_size": num_ranks,
-                "timeout": timedelta(seconds=step_s),
-            }
-            process = context.Process(
-                target=_run, args=(theirs, work, arguments, group), daemon=True
+            self._start(rank)
+            begin = Begin(
+                work=f"{work.__module__}:{work.__qualname__}",
+                arguments=arguments,
+                rank=rank,
+                num_ranks=num_ranks,
+                backend=backend,
+                rendezvous=f"file://{self._folder.name}/rendezvous",
+                step_s=step_s,
             )
-            process.start()
-            theirs.close()
-            self._processes.append(process)
-            self._pipes.append(pipe)
+            self._pipes[rank].send_bytes(msgspec.msgpack.encode(begin))
         self._receive(start_s)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The system's numbers of the processes, by rank."""
+        return tuple(program.pid for program in self._programs)
 
     @property
     def is_running(self) -> bool:
@@ -134,6 +108,19 @@ class Processes:
         self.tell(message)
         return self._receive(self._step_s)
 
+    def _start(self, rank: int) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            program = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                stdin=subprocess.DEVNULL,
+            )
+        self._programs.append(program)
+        self._pipes.append(Connection(ours.detach()))
+        assert len(self._pipes) == rank + 1, "ranks start in order"
+
     def _receive(self, deadline_s: float) -> bytes:
         end_s = time.monotonic() + deadline_s
         while True:
@@ -151,7 +138,7 @@ class Processes:
 
     def _answer(self, rank: int, pipe: Connection) -> bytes:
         try:
-            answer = msgspec.msgpack.decode(pipe.recv_bytes(), type=_Answer)
+            answer = msgspec.msgpack.decode(pipe.recv_bytes(), type=Answer)
         except (EOFError, OSError) as error:
             raise self._lost(rank, "died") from error
         if answer.error is not None:
@@ -169,7 +156,7 @@ class Processes:
 
 
 def _stop(
-    processes: list[SpawnProcess],
+    programs: list[subprocess.Popen[bytes]],
     pipes: list[Connection],
     folder: tempfile.TemporaryDirectory[str],
 ) -> None:
@@ -177,33 +164,10 @@ def _stop(
     for pipe in pipes:
         pipe.close()
     end_s = time.monotonic() + _GRACE_S
-    for process in processes:
-        process.join(max(0.0, end_s - time.monotonic()))
-    for process in processes:
-        process.kill()
-        process.join()
+    for program in programs:
+        try:
+            program.wait(max(0.0, end_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            program.kill()
+            program.wait()
     folder.cleanup()
-
-
-def _run(
-    connection: Connection,
-    work: Callable[..., None],
-    arguments: tuple[Any, ...],
-    group: dict[str, Any],
-) -> None:
-    # Ctrl-C reaches the whole group of processes; the parent is who decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Without a word on it, gloo looks the host's name up, which need not lead anywhere.
-    if group["backend"] == "gloo" and Path("/sys/class/net/lo").exists():
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    try:
-        dist.init_process_group(**group)
-        work(group["rank"], Port(connection), *arguments)
-    except EOFError:
-        pass
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent says it
-        answer = _Answer(b"", f"{type(error).__name__}: {error}")
-        with contextlib.suppress(OSError):
-            connection.send_bytes(msgspec.msgpack.encode(answer))
-    # Others may be waiting for this rank in a collective; nothing is worth waiting for them.
-    os._exit(0)

@@ -40,6 +40,11 @@ class MeshRunner:
         """
         return decode_results(self._processes.ask(encode(Run(batch))))
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The system's numbers of the processes, by rank."""
+        return self._processes.pids
+
     def stop(self) -> None:
         """End the ranks."""
         self._processes.stop()

@@ -6,7 +6,9 @@ hold. The first rank draws the tokens.
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 
 from alpage.hardware import Cluster, resolve_cluster
@@ -20,8 +22,9 @@ from alpage.serve.runner import Runner
 from alpage.serve.slots import Slots
 
 
-def work(rank: int, port: Port, job: Job) -> None:
+def work(rank: int, port: Port, plain_job: dict[str, Any]) -> None:
     """Serve the engine until it is gone."""
+    job = msgspec.convert(plain_job, Job)
     torch.set_num_threads(job.num_threads)
     runner = _runner(job)
     if rank == 0:
