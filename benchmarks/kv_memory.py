@@ -18,9 +18,8 @@ sampling need no model; which beams survive is for a model to say, so beam searc
 """
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
@@ -30,9 +29,7 @@ from alpage.serve.replay import prepare, replay
 from alpage.workload_file import RequestSpec
 from benchmarks.kv_simulation import Setting, simulate
 from benchmarks.lengths import SHAREGPT_LIKE, Lengths, alpaca_like, read_azure
-from benchmarks.results_file import save
-
-Row: TypeAlias = Mapping[str, str | float]
+from benchmarks.results_file import Row, save, to_markdown
 
 _PROMPTS = Path(__file__).parent / "prompts.txt"
 _PAGE_SIZES = (8, 16, 32)
@@ -84,16 +81,6 @@ def _saved(usages: Iterable[KvUsage]) -> float:
     pages = [(usage.num_held_pages, usage.num_table_entries) for usage in usages]
     num_held, num_unshared = map(sum, zip(*pages, strict=True))
     return 1 - num_held / num_unshared
-
-
-def to_markdown(rows: Sequence[Row]) -> str:
-    """Return rows, which have the same columns, as a table."""
-    cells = [
-        [f"{cell:.1%}" if isinstance(cell, float) else cell for cell in row.values()]
-        for row in rows
-    ]
-    head = list(rows[0])
-    return "".join("| " + " | ".join(line) + " |\n" for line in (head, ["---"] * len(head), *cells))
 
 
 def _prompts() -> list[str]:

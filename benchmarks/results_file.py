@@ -2,11 +2,14 @@
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeAlias
 
 import alpage
+
+Row: TypeAlias = Mapping[str, str | float]
 
 _RESULTS = Path(__file__).parent / "results"
 
@@ -20,6 +23,16 @@ def save(name: str, figures: Mapping[str, object], table: str) -> None:
     on = ", ".join(f"{key} {value}" for key, value in machine.items())
     text = f"{table}\n{record['date']}, {on}.\n"
     (_RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """Return rows, which have the same columns, as a table; floats are shares."""
+    cells = [
+        [f"{cell:.1%}" if isinstance(cell, float) else cell for cell in row.values()]
+        for row in rows
+    ]
+    head = list(rows[0])
+    return "".join("| " + " | ".join(line) + " |\n" for line in (head, ["---"] * len(head), *cells))
 
 
 def fingerprint(root: Path = Path("/")) -> dict[str, str]:

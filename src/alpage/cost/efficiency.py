@@ -7,8 +7,11 @@ idle. Nothing else bends the roofline.
 Those of TPUs are fitted on six rows of Pope et al. 2022 (arXiv:2211.05102): the five of PaLM 540B
 on 64 TPU v4 (table 2, and decoding with bfloat16 weights from section 4.4) and the low-latency
 prefill of PaLM 62B on 16 (table 3). Those of GPUs are fitted on FasterTransformer's times for 60
-tokens in and 20 out (table D.3 there). A CPU is described by what was measured on it, so it reaches
-all of it.
+tokens in and 20 out on 16 and 32 A100 (table D.3 there), which bends `half_features`, `memory` and
+`hop_s`; `matmul` is that of TPUs, and `half_rows` as large as still lets memory, not arithmetic,
+limit a product of one row. A hop of either takes with it what programs lose around a collective:
+launches, synchronisation and small kernels. A CPU is described by what was measured on it, so it
+reaches all of it.
 `python -m benchmarks.paper_layouts` prints what the numbers predict beside what was measured.
 """
 
@@ -62,11 +65,11 @@ EFFICIENCIES: Final[Mapping[str, Efficiency]] = MappingProxyType(
         ),
         "gpu": Efficiency(
             matmul=0.85,
-            half_rows=24,
-            half_features=1300,
-            memory=0.84,
+            half_rows=48,
+            half_features=1200,
+            memory=0.7,
             score_bytes=0,
-            hop_s=4.9e-6,
+            hop_s=12e-6,
         ),
         "cpu": Efficiency(
             matmul=1.0, half_rows=0, half_features=0, memory=1.0, score_bytes=0, hop_s=0.0

@@ -14,7 +14,7 @@ from typing import Literal, final
 from alpage.cost import DeviceMemory, Precision, Step, Terms, device_memory, forward_terms
 from alpage.errors import AlpageError, OutOfMemory
 from alpage.hardware import Cluster, Mesh
-from alpage.layout import LAYOUTS, Attention, Layout, attentions
+from alpage.layout import LAYOUTS, Attention, Layout, attentions, dividing
 from alpage.units import format_bytes
 from alpage.workload import ModelShape
 
@@ -148,11 +148,16 @@ def choose_layout(
 def candidates(
     shape: ModelShape, cluster: Cluster, step: Step, precision: Precision
 ) -> Iterator[Candidate]:
-    """Yield every way to run a step on all devices of a cluster, whether or not it fits."""
+    """Yield every way to run a step on all devices of a cluster, whether or not it fits.
+
+    Neighbouring axes that a layout only ever cuts by together are one axis of another mesh, so they
+    come once.
+    """
     refusal: AlpageError | None = None
     is_empty = True
     for mesh in meshes(cluster):
-        for attention in (one for layout in _ORDER for one in _ways(layout, mesh, step)):
+        ways = (one for layout in _ORDER for one in _ways(layout, mesh, step))
+        for attention in (one for one in ways if not _is_again(one, shape, mesh)):
             try:
                 candidate = _priced(shape, attention, mesh, step, precision)
             except AlpageError as error:
@@ -226,6 +231,21 @@ def _ways(layout: Layout, mesh: Mesh, step: Step) -> list[Attention]:
         if mesh.size(layout.tokens) < mesh.size(attention.sequence_axes) <= step.num_sequences
     ]
     return [over_heads, *filled[-1:]]
+
+
+def _is_again(attention: Attention, shape: ModelShape, mesh: Mesh) -> bool:
+    """Return whether two neighbouring axes cut the same tensors, as one axis of another mesh does.
+
+    Only the ways between two shardings are more with two axes, which was never the least.
+    """
+    layout, num_kv_heads = attention.layout, shape.num_kv_heads
+    cuts = [layout.stored_embed, layout.stored_ffw, layout.tokens, layout.ffw, layout.residual]
+    cuts += [dividing(axes, num_kv_heads, mesh) for axes in (layout.stored_ffw, layout.ffw)]
+    cuts += [dim.axes for dim in attention.kv(num_kv_heads, mesh).dims]
+    return any(
+        mesh.size(first) > 1 and all((first in cut) == (second in cut) for cut in cuts)
+        for first, second in ("xy", "yz")
+    )
 
 
 def _name(candidate: Candidate) -> tuple[str, str, str]:
