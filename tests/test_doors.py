@@ -28,8 +28,9 @@ WIDE_DOORS = {
     "alpage": MAX_PUBLIC_NAMES,
     "alpage.hardware": 13,
     "alpage.layout": 15,
-    "alpage.cost": 12,
+    "alpage.cost": 15,
     "alpage.partition": 9,
+    "alpage.planners": 16,
 }
 MAX_FIELDS = 12
 # A request's knobs, and an engine's, carry the names that vLLM and OpenAI gave them: all of them,

@@ -67,3 +67,20 @@ def format_bytes(num_bytes: float) -> str:
         if num_bytes >= factor:
             return f"{num_bytes / factor:.1f} {unit}"
     return f"{num_bytes:.0f} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration with three digits or more, in the unit that people read it in.
+
+    >>> format_seconds(0.0289325), format_seconds(85.2), format_seconds(4.9e-6)
+    ('28.9 ms', '85.2 s', '4.90 us')
+    """
+    value, unit = next(
+        (
+            (seconds * factor, unit)
+            for unit, factor in (("s", 1), ("ms", 1e3))
+            if seconds * factor >= 1
+        ),
+        (seconds * 1e6, "us"),
+    )
+    return f"{value:,.{max(0, 3 - len(str(int(value))))}f} {unit}"

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, final
 
@@ -15,6 +16,8 @@ from alpage.errors import InvalidValue
 
 if TYPE_CHECKING:
     from alpage.hardware.cluster import Cluster
+
+Axes = tuple[tuple[str, int], ...]
 
 
 @final
@@ -48,7 +51,7 @@ class Mesh:
     """
 
     cluster: "Cluster"
-    axes: tuple[tuple[str, int], ...]
+    axes: Axes
 
     def __post_init__(self) -> None:
         for name, size in self.axes:
@@ -102,7 +105,7 @@ class Mesh:
         self._check_rank(rank)
         return {
             name: rank // stride % size
-            for (name, size), stride in zip(self.axes, self._strides(), strict=True)
+            for (name, size), stride in zip(self.axes, _strides(self.axes), strict=True)
         }
 
     def group(self, rank: int, axes: Iterable[str]) -> tuple[int, ...]:
@@ -115,9 +118,9 @@ class Mesh:
             InvalidValue: the mesh has no such rank or no such axis.
         """
         names = self._checked(axes)
-        strides = dict(zip(self.names, self._strides(), strict=True))
+        strides = dict(zip(self.names, _strides(self.axes), strict=True))
         first = rank - sum(self.coordinates(rank)[name] * strides[name] for name in names)
-        return tuple(first + offset for offset in self._offsets(names))
+        return tuple(first + offset for offset in _offsets(self.axes, names))
 
     def span(self, axes: Iterable[str]) -> Span:
         """Return how far apart the ranks of the groups over some axes are, by counting them.
@@ -125,44 +128,18 @@ class Mesh:
         Raises:
             InvalidValue: the mesh has no such axis.
         """
-        names = self._checked(axes)
-        offsets = tuple(self._offsets(names))
-        if self.cluster.num_hosts == 1:
-            return Span(num_ranks=len(offsets), num_hosts=1, ranks_per_host=len(offsets))
-        others = tuple(name for name in self.names if name not in names)
-        per_host = [
-            Counter((first + offset) // self.cluster.devices_per_host for offset in offsets)
-            for first in self._offsets(others)
-        ]
-        return Span(
-            num_ranks=len(offsets),
-            num_hosts=max(map(len, per_host)),
-            ranks_per_host=max(max(counts.values()) for counts in per_host),
-        )
-
-    def _strides(self) -> tuple[int, ...]:
-        """Ranks from one place to the next, by axis."""
-        sizes = [size for _, size in self.axes]
-        return tuple(math.prod(sizes[i + 1 :]) for i in range(len(sizes)))
-
-    def _offsets(self, names: tuple[str, ...]) -> Iterator[int]:
-        """Ranks of the group of rank 0, row by row over the axes as named."""
-        steps = {
-            name: range(0, size * stride, stride)
-            for (name, size), stride in zip(self.axes, self._strides(), strict=True)
-        }
-        return map(sum, product(*(steps[name] for name in names)))
+        return _span(self.axes, self._checked(axes), self.cluster.devices_per_host)
 
     def _checked(self, axes: Iterable[str]) -> tuple[str, ...]:
         names = tuple(axes)
-        for name in names:
-            if name not in self.names or names.count(name) > 1:
-                raise InvalidValue(
-                    field="axes",
-                    value=names,
-                    limit=f"must name axes of the mesh {self}, each at most once",
-                    remedy=f"Choose among {', '.join(self.names)}",
-                )
+        once = set(names)
+        if len(once) < len(names) or not once <= dict(self.axes).keys():
+            raise InvalidValue(
+                field="axes",
+                value=names,
+                limit=f"must name axes of the mesh {self}, each at most once",
+                remedy=f"Choose among {', '.join(self.names)}",
+            )
         return names
 
     def _check_rank(self, rank: int) -> None:
@@ -173,3 +150,33 @@ class Mesh:
                 limit=f"must be from 0 to {self.num_ranks - 1}",
                 remedy="Choose a rank of the mesh",
             )
+
+
+@lru_cache(maxsize=1 << 12)
+def _span(axes: Axes, names: tuple[str, ...], devices_per_host: int) -> Span:
+    offsets = tuple(_offsets(axes, names))
+    others = tuple(name for name, _ in axes if name not in names)
+    per_host = [
+        Counter((first + offset) // devices_per_host for offset in offsets)
+        for first in _offsets(axes, others)
+    ]
+    return Span(
+        num_ranks=len(offsets),
+        num_hosts=max(map(len, per_host)),
+        ranks_per_host=max(max(counts.values()) for counts in per_host),
+    )
+
+
+def _offsets(axes: Axes, names: tuple[str, ...]) -> Iterator[int]:
+    """Ranks of the group of rank 0, row by row over the axes as named."""
+    steps = {
+        name: range(0, size * stride, stride)
+        for (name, size), stride in zip(axes, _strides(axes), strict=True)
+    }
+    return map(sum, product(*(steps[name] for name in names)))
+
+
+def _strides(axes: Axes) -> tuple[int, ...]:
+    """Ranks from one place to the next, by axis."""
+    sizes = [size for _, size in axes]
+    return tuple(math.prod(sizes[i + 1 :]) for i in range(len(sizes)))

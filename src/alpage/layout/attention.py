@@ -8,6 +8,7 @@ sequences only (Pope et al. 2022, arXiv:2211.05102, section 3.3).
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import final
 
 from alpage.hardware import Mesh
@@ -91,6 +92,7 @@ def dividing(axes: tuple[str, ...], num_heads: int, mesh: Mesh) -> tuple[str, ..
     return axes[:num_axes]
 
 
+@lru_cache(maxsize=1 << 10)
 def _heads(
     tokens: tuple[str, ...], letter: str, axes: tuple[str, ...], partial: tuple[str, ...] = ()
 ) -> Sharding:

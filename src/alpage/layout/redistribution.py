@@ -38,7 +38,17 @@ def redistribute(
     ...     print(step, step.payload_bytes)
     all_reduce(x) 1179648
     """
+    known = tuple((letter, sizes[letter]) for letter in a.letters if letter in sizes)
+    return _redistribute(a, b, known, mesh, element_bytes)
+
+
+# A planner asks for the same again and again.
+@lru_cache(maxsize=1 << 14)
+def _redistribute(
+    a: Sharding, b: Sharding, known: tuple[tuple[str, int], ...], mesh: Mesh, element_bytes: int
+) -> tuple[Collective, ...]:
     _check_pair(a, b)
+    sizes = dict(known)
     for sharding in (a, b):
         sharding.local_shape(sizes, mesh)
     grid = Grid(

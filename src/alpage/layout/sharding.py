@@ -6,8 +6,7 @@ summand (Pope et al. 2022, arXiv:2211.05102, section 3.1).
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Self, final
@@ -176,5 +175,5 @@ def _size_of(letter: str, sizes: Mapping[str, int]) -> int:
     return size
 
 
-def _twice(names: Iterable[str]) -> str | None:
-    return next((name for name, count in Counter(names).items() if count > 1), None)
+def _twice(names: Sequence[str]) -> str | None:
+    return next((name for name in names if names.count(name) > 1), None)

@@ -3,6 +3,35 @@
 May import: cost, layout, hardware and the base modules. What is here so far needs no torch.
 """
 
-from alpage.planners.layouts import Candidate, Choice, candidates, choose_layout, meshes
+from alpage.planners.explain import explain
+from alpage.planners.inference import InferencePlan, Phase, plan_inference
+from alpage.planners.layouts import (
+    Candidate,
+    Choice,
+    Objective,
+    candidates,
+    choose_layout,
+    meshes,
+)
+from alpage.planners.pareto import frontier, slices, sweep
+from alpage.planners.remedies import Remedies, remedies
+from alpage.planners.switch import Switch
 
-__all__ = ["Candidate", "Choice", "candidates", "choose_layout", "meshes"]
+__all__ = [
+    "Candidate",
+    "Choice",
+    "InferencePlan",
+    "Objective",
+    "Phase",
+    "Remedies",
+    "Switch",
+    "candidates",
+    "choose_layout",
+    "explain",
+    "frontier",
+    "meshes",
+    "plan_inference",
+    "remedies",
+    "slices",
+    "sweep",
+]

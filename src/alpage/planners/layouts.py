@@ -6,13 +6,13 @@ formulas.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import Literal, final
 
 from alpage.cost import DeviceMemory, Precision, Step, Terms, device_memory, forward_terms
-from alpage.errors import AlpageError, OutOfMemory
+from alpage.errors import AlpageError, InvalidValue, OutOfMemory
 from alpage.hardware import Cluster, Mesh
 from alpage.layout import LAYOUTS, Attention, Layout, attentions, dividing
 from alpage.units import format_bytes
@@ -55,6 +55,16 @@ class Candidate:
         return "batch" if self.mesh.size(self.attention.sequence_axes) > 1 else "heads"
 
     @property
+    def name(self) -> tuple[str, str, str]:
+        """Layout, what attention is cut over, and the dtype of weights: what tells plans apart."""
+        return self.layout.name, self.attention_sharding, self.precision.weights
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it fits into the devices' memory."""
+        return self.memory.total_bytes <= self.mesh.cluster.device.memory_bytes
+
+    @property
     def step_s(self) -> float:
         """Seconds of the step."""
         return self.terms.step_s
@@ -94,6 +104,17 @@ class Choice:
     candidates: tuple[Candidate, ...]
     num_too_large: int
 
+    @property
+    def alike(self) -> list[Candidate]:
+        """The candidates for the step of the best in its dtypes, the fastest first."""
+        best = self.best
+        found = (
+            one
+            for one in self.candidates
+            if (one.step, one.precision) == (best.step, best.precision)
+        )
+        return sorted(found, key=lambda one: one.step_s)
+
 
 def choose_layout(
     shape: ModelShape,
@@ -123,20 +144,21 @@ def choose_layout(
     num_too_large = 0
     for one_step, precision in product(steps, precisions):
         for candidate in candidates(shape, cluster, one_step, precision):
-            if candidate.memory.total_bytes <= cluster.device.memory_bytes:
+            if candidate.has_room:
                 fitting.append(candidate)
                 continue
             num_too_large += 1
             if smallest is None or candidate.memory.total_bytes < smallest.memory.total_bytes:
                 smallest = candidate
     if not fitting:
-        raise _nothing_fits(smallest, cluster, step)
+        assert smallest is not None, "candidates raises where there is none"
+        raise _nothing_fits(smallest)
     # The sort is stable: of equals the first layout of the table is taken.
     fitting.sort(key=lambda one: _goal(one, objective))
     alike = _ALIKE * _goal(fitting[0], objective)
     close = (one for one in fitting if _goal(one, objective) <= alike)
     best = min(close, key=lambda one: _ORDER.index(one.layout))
-    others = (one for one in fitting if _name(one) != _name(best))
+    others = (one for one in fitting if one.name != best.name)
     return Choice(
         best=best,
         runner_up=next(others, None),
@@ -146,20 +168,26 @@ def choose_layout(
 
 
 def candidates(
-    shape: ModelShape, cluster: Cluster, step: Step, precision: Precision
+    shape: ModelShape,
+    cluster: Cluster,
+    step: Step,
+    precision: Precision,
+    *,
+    has_mixed: bool = False,
 ) -> Iterator[Candidate]:
     """Yield every way to run a step on all devices of a cluster, whether or not it fits.
 
     Neighbouring axes that a layout only ever cuts by together are one axis of another mesh, so they
-    come once.
+    come once. See `ways` for the last argument.
     """
     refusal: AlpageError | None = None
     is_empty = True
     for mesh in meshes(cluster):
-        ways = (one for layout in _ORDER for one in _ways(layout, mesh, step))
-        for attention in (one for one in ways if not _is_again(one, shape, mesh)):
+        for attention in ways(mesh, step, has_mixed=has_mixed):
+            if _is_again(attention, shape, mesh):
+                continue
             try:
-                candidate = _priced(shape, attention, mesh, step, precision)
+                candidate = priced(shape, attention, mesh, step, precision)
             except AlpageError as error:
                 refusal = error
                 continue
@@ -167,6 +195,54 @@ def candidates(
             yield candidate
     if is_empty and refusal is not None:
         raise refusal
+
+
+def ways(mesh: Mesh, step: Step, *, has_mixed: bool = False) -> Iterator[Attention]:
+    """Yield every layout with attention over heads, and over as many sequences as the batch fills.
+
+    The more axes cut the batch, the less keys and values each device keeps and reads; but fewer
+    axes wait for fewer hops, so that a mix may take less. The paper did not try that.
+
+    Args:
+        mesh: the devices.
+        step: with the batch.
+        has_mixed: whether attention comes over heads and fewer sequences, too.
+    """
+    for layout in _ORDER:
+        tokens, ffw = layout.tokens, layout.ffw
+        if step.num_sequences < mesh.size(tokens):
+            continue
+        if tokens and ffw and 1 in (mesh.size(tokens[-1:]), mesh.size(ffw)):
+            continue  # Gathering over one axis less, or over all, is the same.
+        over_heads, *over_batch = attentions(layout)
+        # Axes of one rank cut nothing more, so of as many shards there is one.
+        filled = {
+            num_shards: attention
+            for attention in over_batch
+            if mesh.size(tokens)
+            < (num_shards := mesh.size(attention.sequence_axes))
+            <= step.num_sequences
+        }
+        yield from (over_heads, *list(filled.values())[0 if has_mixed else -1 :])
+
+
+def priced(
+    shape: ModelShape, attention: Attention, mesh: Mesh, step: Step, precision: Precision
+) -> Candidate:
+    """Return one way to run a step with what it takes, whether or not it fits.
+
+    Raises:
+        InvalidValue: see `forward_terms`.
+    """
+    return Candidate(
+        shape=shape,
+        attention=attention,
+        mesh=mesh,
+        step=step,
+        precision=precision,
+        terms=forward_terms(shape, attention, mesh, step, precision),
+        memory=device_memory(shape, attention, mesh, step, precision),
+    )
 
 
 def meshes(cluster: Cluster) -> tuple[Mesh, ...]:
@@ -201,38 +277,6 @@ _ORDER = tuple(
 )
 
 
-def _priced(
-    shape: ModelShape, attention: Attention, mesh: Mesh, step: Step, precision: Precision
-) -> Candidate:
-    return Candidate(
-        shape=shape,
-        attention=attention,
-        mesh=mesh,
-        step=step,
-        precision=precision,
-        terms=forward_terms(shape, attention, mesh, step, precision),
-        memory=device_memory(shape, attention, mesh, step, precision),
-    )
-
-
-def _ways(layout: Layout, mesh: Mesh, step: Step) -> list[Attention]:
-    """Return attention over heads, and over as many sequences as the batch fills.
-
-    The more axes cut the batch, the less keys and values each device keeps and reads.
-    """
-    if step.num_sequences < mesh.size(layout.tokens):
-        return []
-    if layout.tokens and layout.ffw and 1 in (mesh.size(layout.tokens[-1:]), mesh.size(layout.ffw)):
-        return []  # Gathering over one axis less, or over all, is the same.
-    over_heads, *over_batch = attentions(layout)
-    filled = [
-        attention
-        for attention in over_batch
-        if mesh.size(layout.tokens) < mesh.size(attention.sequence_axes) <= step.num_sequences
-    ]
-    return [over_heads, *filled[-1:]]
-
-
 def _is_again(attention: Attention, shape: ModelShape, mesh: Mesh) -> bool:
     """Return whether two neighbouring axes cut the same tensors, as one axis of another mesh does.
 
@@ -248,25 +292,13 @@ def _is_again(attention: Attention, shape: ModelShape, mesh: Mesh) -> bool:
     )
 
 
-def _name(candidate: Candidate) -> tuple[str, str, str]:
-    return candidate.layout.name, candidate.attention_sharding, candidate.precision.weights
-
-
 def _goal(candidate: Candidate, objective: Objective) -> float:
     return candidate.step_s if objective == "latency" else candidate.device_s_per_token
 
 
 def _smaller(step: Step) -> list[Step]:
     sizes = [1 << power for power in range(step.num_sequences.bit_length())]
-    return [
-        Step(
-            num_sequences=size,
-            num_new_tokens=step.num_new_tokens,
-            num_past_tokens=step.num_past_tokens,
-        )
-        for size in sizes
-        if size < step.num_sequences
-    ]
+    return [replace(step, num_sequences=size) for size in sizes if size < step.num_sequences]
 
 
 def _prime_factors(number: int) -> tuple[int, ...]:
@@ -280,13 +312,28 @@ def _prime_factors(number: int) -> tuple[int, ...]:
     return tuple(factors)
 
 
-def _nothing_fits(smallest: Candidate | None, cluster: Cluster, step: Step) -> OutOfMemory:
-    assert smallest is not None, "candidates raises where there is none"
+def why_whole(candidate: Candidate) -> str:
+    """Return which width keeps every device from having less than the whole model, or nothing."""
+    if candidate.layout.name != "replicated":
+        return ""
+    try:
+        LAYOUTS["megatron"].check_shape(candidate.shape, candidate.mesh)
+    except InvalidValue as refusal:
+        return f"{refusal.field} {refusal.value} {refusal.limit}"
+    return ""
+
+
+def _nothing_fits(smallest: Candidate) -> OutOfMemory:
+    cluster, step, why = smallest.mesh.cluster, smallest.step, why_whole(smallest)
+    sequences = f"{step.num_sequences} sequence{'s' if step.num_sequences > 1 else ''}"
     return OutOfMemory(
         field="cluster",
         value=cluster.name,
         limit=f"has {format_bytes(cluster.device.memory_bytes)} a device; the smallest layout for "
-        f"{step.num_sequences} sequences of {step.num_past_tokens + step.num_new_tokens} tokens "
-        f"takes {format_bytes(int(smallest.memory.total_bytes))}",
-        remedy="Take more devices, int8 weights, a smaller batch or shorter sequences",
+        f"{sequences} of {step.num_past_tokens + step.num_new_tokens} tokens "
+        f"takes {format_bytes(int(smallest.memory.total_bytes))}"
+        + (f": every device keeps the whole model, since {why}" if why else ""),
+        remedy="Take another number of devices"
+        if why
+        else "Take more devices, int8 weights, a smaller batch or shorter sequences",
     )
