@@ -13,6 +13,7 @@ from alpage.cli.chat import chat
 from alpage.cli.generate import generate
 from alpage.cli.hardware import hardware
 from alpage.cli.models import models_app
+from alpage.cli.plan import plan_app
 from alpage.cli.terminal import print_error
 from alpage.errors import AlpageError, InvalidValue
 
@@ -27,6 +28,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(hardware)
 app.add_typer(models_app, name="models")
+app.add_typer(plan_app, name="plan", short_help="Plan how a model runs on a cluster.")
 app.add_typer(bench_app, name="bench", short_help="Measure speed and use of memory.")
 
 

@@ -43,6 +43,8 @@ def test_offers_what_it_has_always_offered(golden):
         ("hardware", "--help"),
         ("hardware", "--cluster", "tpu-v4-64"),
         ("hardware", "--cluster", "v100-64", "--json"),
+        ("plan", "inference", "--help"),
+        ("plan", "inference", "--model", "palm-540b", "--cluster", "tpu-v4-64"),
         ("bench", "offline", "--help"),
     ],
     ids=" ".join,
