@@ -125,7 +125,7 @@ def forward_terms(
     attention_s = _attention_s(attention, mesh, sizes, step, precision, products)
     num_layers = shape.num_layers
     return Terms(
-        products_s=num_layers * product_s + _logits_s(attention, mesh, sizes, step, products),
+        products_s=num_layers * product_s + _logits_s(mesh, sizes, step, products),
         attention_s=num_layers * attention_s,
         transfer_s=num_layers * moved.transfer_s + ends.transfer_s,
         latency_s=num_layers * moved.latency_s + ends.latency_s,
@@ -138,11 +138,12 @@ def padded_sizes(shape: ModelShape, attention: Attention, mesh: Mesh, step: Step
     attention.layout.check_shape(shape, mesh)
     num_ranks = mesh.num_ranks
     num_shards = mesh.size(attention.sequence_axes)
-    head_shards = mesh.size(attention.layout.stored_ffw)
-    if attention.layout.embed:
-        head_shards *= mesh.size(attention.layout.embed)
+    layout = attention.layout
+    num_tokens = _up_to(step.num_sequences, num_shards) * step.num_new_tokens
+    projected_shards = mesh.size(layout.stored_ffw) * mesh.size(layout.embed)
+    head_shards = max(projected_shards, mesh.size(attention.queries().dims[1].axes))
     return {
-        "T": _up_to(step.num_sequences, num_shards) * step.num_new_tokens,
+        "T": _up_to(num_tokens, mesh.size(layout.tokens)),
         "E": shape.d_model,
         "F": shape.d_ff,
         "H": _up_to(shape.num_heads, head_shards),
@@ -204,13 +205,10 @@ def _attention_s(
     return max(flops / flops_per_s, memory_bytes / products.bytes_per_s)
 
 
-def _logits_s(
-    attention: Attention, mesh: Mesh, sizes: dict[str, int], step: Step, products: _Products
-) -> float:
+def _logits_s(mesh: Mesh, sizes: dict[str, int], step: Step, products: _Products) -> float:
     """Return the seconds of the vocabulary projection, behind each sequence's last token."""
-    num_shards = mesh.size(attention.layout.tokens)
-    rows = sizes["T"] / step.num_new_tokens / num_shards
-    return products.time_s(rows, sizes["E"], sizes["V"] * num_shards / mesh.num_ranks)
+    rows = sizes["T"] / step.num_new_tokens
+    return products.time_s(rows, sizes["E"], sizes["V"] / mesh.num_ranks)
 
 
 def _ends_time(
@@ -222,11 +220,12 @@ def _ends_time(
     precision: Precision,
 ) -> CollectiveTime:
     """Return the collectives of embedding, for all tokens, and logits, for the last ones."""
-    last = sizes | {"T": sizes["T"] // step.num_new_tokens}
+    num_last = _up_to(sizes["T"] // step.num_new_tokens, mesh.size(attention.layout.tokens))
+    sizes_of = {"embedding": sizes, "norm": sizes}
     return _sum(
         [
             _round_time(
-                (change,), last if change.point.startswith("logits") else sizes, mesh, precision
+                (change,), sizes_of.get(change.point, sizes | {"T": num_last}), mesh, precision
             )
             for change in ends_changes(shape, attention, mesh)
         ]

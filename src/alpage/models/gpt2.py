@@ -108,12 +108,12 @@ class GPT2(nn.Module):
             positions_T: position of each token in its sequence, below `max_positions`.
             kv: pages of the past; None: every row of [B, L] is a whole sequence.
         """
-        return self.logits(self.hidden(tokens_T, positions_T, kv))
+        return self.logits(self.sharder.rows(self.hidden(tokens_T, positions_T, kv)))
 
     def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
         """Return x_TD, what the vocabulary projection reads."""
         # The lookup itself asserts that there is such a position.
-        x_TD = self.embedding(self.sharder.tokens(tokens_T))
+        x_TD = self.embedding(tokens_T)
         x_TD = x_TD + self.positions(self.sharder.tokens(positions_T))
         for layer, block in enumerate(self.blocks):
             x_TD = block(x_TD, None if kv is None else kv[layer])

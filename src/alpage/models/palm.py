@@ -126,11 +126,11 @@ class PaLM(nn.Module):
             positions_T: position of each token in its sequence.
             kv: pages of the past; None: every row of [B, L] is a whole sequence.
         """
-        return self.logits(self.hidden(tokens_T, positions_T, kv))
+        return self.logits(self.sharder.rows(self.hidden(tokens_T, positions_T, kv)))
 
     def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
         """Return x_TD, what the vocabulary projection reads."""
-        x_TD = self.embedding(self.sharder.tokens(tokens_T))
+        x_TD = self.embedding(tokens_T)
         position_T = self.sharder.attended(positions_T)
         turn_TK = rope.turns(position_T, self.frequency_J, self.turn_factor)
         for layer, block in enumerate(self.blocks):

@@ -35,6 +35,11 @@ class Communicator(Protocol):
     def all_to_all(self, pieces: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
         """Return the piece that each rank has for this one."""
 
+    def exchange(
+        self, pieces: Sequence[Tensor], ranks: Ranks, num_rows: Sequence[int]
+    ) -> list[Tensor]:
+        """Like `all_to_all` of pieces that differ in their first dim, as the received ones do."""
+
     def permute(self, x: Tensor, ranks: Ranks, *, source: int, target: int) -> Tensor:
         """Send x to one rank of the group and return what another sends."""
 
@@ -87,10 +92,23 @@ class ProcessGroups(Communicator):
 
     def all_to_all(self, pieces: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
         """See `Communicator`."""
-        sent = torch.stack(_reordered(pieces, ranks, sorted(ranks)))
-        received = torch.empty_like(sent)
-        dist.all_to_all_single(received, sent, group=self._group(ranks))
-        return _reordered(list(received), sorted(ranks), ranks)
+        return self.exchange(pieces, ranks, [len(pieces[0])] * len(pieces))
+
+    def exchange(
+        self, pieces: Sequence[Tensor], ranks: Ranks, num_rows: Sequence[int]
+    ) -> list[Tensor]:
+        """See `Communicator`."""
+        if len(ranks) == 1:
+            return list(pieces)
+        order = sorted(ranks)
+        sent = _reordered(pieces, ranks, order)
+        num_sent = [len(piece) for piece in sent]
+        num_received = [num_rows[ranks.index(rank)] for rank in order]
+        received = sent[0].new_empty((sum(num_received), *sent[0].shape[1:]))
+        dist.all_to_all_single(
+            received, torch.cat(sent), num_received, num_sent, group=self._group(ranks)
+        )
+        return _reordered(received.split(num_received), order, ranks)
 
     def permute(self, x: Tensor, ranks: Ranks, *, source: int, target: int) -> Tensor:
         """See `Communicator`. Only the two ranks take part."""

@@ -33,13 +33,16 @@ class Sharder(Protocol):
         """Return a tensor as it has to lie at a point of the model (see `alpage.layout`)."""
 
     def tokens(self, tokens: Tensor) -> Tensor:
-        """Return this rank's part of what every token has, in a block."""
+        """Return this rank's part of what every token has, between blocks."""
 
     def attended(self, tokens: Tensor) -> Tensor:
         """Return this rank's part of what every token has, while attending."""
 
     def embed(self, tokens: Tensor, weight_VE: Tensor) -> Tensor:
-        """Look tokens up."""
+        """Look all tokens up; return those of this rank."""
+
+    def rows(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        """Return x of the tokens at places among all, or of all, whichever rank has them."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Return x / rms(x) * weight over the last dim."""
@@ -78,6 +81,10 @@ class Replicated(Sharder):
     def embed(self, tokens: Tensor, weight_VE: Tensor) -> Tensor:
         """Look tokens up."""
         return F.embedding(tokens, weight_VE)
+
+    def rows(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        """Pick them."""
+        return x if places is None else x[places]
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Normalise."""

@@ -216,7 +216,7 @@ def _priced(
 
 
 def _ways(layout: Layout, mesh: Mesh, step: Step) -> list[Attention]:
-    """Return attention over heads, and over as many sequences as the batch fills.
+    """Return attention as the layout cuts tokens, and over as many sequences as the batch fills.
 
     The more axes cut the batch, the less keys and values each device keeps and reads.
     """
@@ -224,13 +224,12 @@ def _ways(layout: Layout, mesh: Mesh, step: Step) -> list[Attention]:
         return []
     if layout.tokens and layout.ffw and 1 in (mesh.size(layout.tokens[-1:]), mesh.size(layout.ffw)):
         return []  # Gathering over one axis less, or over all, is the same.
-    over_heads, *over_batch = attentions(layout)
     filled = [
         attention
-        for attention in over_batch
+        for attention in attentions(layout)
         if mesh.size(layout.tokens) < mesh.size(attention.sequence_axes) <= step.num_sequences
     ]
-    return [over_heads, *filled[-1:]]
+    return [Attention(layout=layout, batch=layout.tokens), *filled[-1:]]
 
 
 def _is_again(attention: Attention, shape: ModelShape, mesh: Mesh) -> bool:
