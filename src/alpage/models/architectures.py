@@ -25,7 +25,13 @@ ARCHITECTURES: Mapping[str, str] = {
 
 
 class Model(Protocol):
-    """What serving and training need of a model."""
+    """What serving and training need of a model.
+
+    Attributes:
+        sharder: how it runs on this rank.
+    """
+
+    sharder: Sharder
 
     @property
     def shape(self) -> ModelShape:

@@ -108,7 +108,7 @@ class ProcessGroups(Communicator):
         dist.all_to_all_single(
             received, torch.cat(sent), num_received, num_sent, group=self._group(ranks)
         )
-        return _reordered(received.split(num_received), order, ranks)
+        return _reordered(torch.split(received, num_received), order, ranks)
 
     def permute(self, x: Tensor, ranks: Ranks, *, source: int, target: int) -> Tensor:
         """See `Communicator`. Only the two ranks take part."""

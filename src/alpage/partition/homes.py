@@ -8,7 +8,6 @@ home.
 Dims: T tokens of a step, H query heads, G key/value heads, K head dim.
 """
 
-from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -49,11 +48,11 @@ class Homes:
         kv_heads = attention.kv(num_kv_heads, mesh).dims[1].axes
         self._kv_axes = tuple(axis for axis in axes if axis in kv_heads)
         self._collectives = collectives
-        self._home_of = [number_of(axes, rank, mesh) for rank in range(mesh.num_ranks)]
+        self._home_of = [mesh.group(rank, axes).index(rank) for rank in range(mesh.num_ranks)]
 
     def mine(self, x_T: Tensor) -> Tensor:
         """Return what the tokens that are at home here have."""
-        return x_T.split(self.num_tokens)[self._here]
+        return torch.split(x_T, self.num_tokens)[self._here]
 
     def queries(self, x_THK: Tensor) -> Tensor:
         """Return all heads of the tokens at home here, of which x has some heads of all tokens."""
@@ -69,7 +68,7 @@ class Homes:
         return torch.cat(self._collectives.exchange(pieces, self._axes, self.num_tokens))
 
     def _enter(self, x_THK: Tensor, axes: tuple[str, ...]) -> Tensor:
-        parts = x_THK.split(self.num_tokens)
+        parts = torch.split(x_THK, self.num_tokens)
         pieces = [parts[self._home_of[rank]] for rank in self._collectives.group(axes)]
         num_here = [self.num_tokens[self._here]] * len(pieces)
         return torch.cat(self._collectives.exchange(pieces, axes, num_here), dim=-2)
@@ -77,11 +76,3 @@ class Homes:
     @property
     def _here(self) -> int:
         return self._home_of[self._collectives.rank]
-
-
-def number_of(axes: Sequence[str], rank: int, mesh: Mesh) -> int:
-    """Return which shard a rank has of a dim that is cut over axes."""
-    coordinates, number = mesh.coordinates(rank), 0
-    for axis in axes:
-        number = number * mesh.size(axis) + coordinates[axis]
-    return number

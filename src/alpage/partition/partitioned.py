@@ -31,7 +31,7 @@ from alpage.layout import (
 from alpage.partition.collectives import Collectives
 from alpage.partition.communicator import Communicator
 from alpage.partition.cut import cut
-from alpage.partition.homes import Homes, number_of
+from alpage.partition.homes import Homes
 from alpage.partition.padding import padded
 from alpage.partition.sharder import Parts, Sharder
 from alpage.workload import ModelShape
@@ -170,7 +170,7 @@ class Partitioned(Sharder):
         return self._cut(tokens, 0, self._attention.sequence_axes, "sequences")
 
     def place(self, num_tokens: Sequence[int]) -> None:
-        """Say how many tokens of the next step each home has; they lie in its order."""
+        """See `Sharder`. Tokens lie in the order of their homes."""
         if self._homes is not None:
             self._homes.num_tokens = list(num_tokens)
 
@@ -229,8 +229,9 @@ class Partitioned(Sharder):
             "-": (),
         }
 
-    def _number(self, axes: Sequence[str]) -> int:
-        return number_of(axes, self.collectives.rank, self._mesh)
+    def _number(self, axes: tuple[str, ...]) -> int:
+        """Return which shard this rank has of a dim that is cut over axes."""
+        return self.collectives.group(axes).index(self.collectives.rank)
 
     def _picked(self, x: Tensor, rows: Tensor, axes: tuple[str, ...]) -> Tensor:
         """Return rows of a tensor that is cut over axes; zeros for those that are not here."""

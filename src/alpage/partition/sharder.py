@@ -6,6 +6,7 @@ what happens there. With `Replicated` nothing does, and the file is plain PyTorc
 Dims: T tokens (or [B, L] with whole sequences), E model, V vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Final, Protocol, TypeAlias, final
 
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ class Sharder(Protocol):
 
     def share(self, letter: str, size: int) -> int:
         """Return how much of a logical axis this rank computes when weights are in use."""
+
+    def place(self, num_tokens: Sequence[int]) -> None:
+        """Say how many tokens of the next step are at home on each rank that is a home."""
 
     def weight(self, weight: Tensor, rows: Parts, columns: Parts) -> Tensor:
         """Return a stored weight as it is multiplied with."""
@@ -61,6 +65,9 @@ class Replicated(Sharder):
     def share(self, letter: str, size: int) -> int:  # noqa: ARG002
         """All of it."""
         return size
+
+    def place(self, num_tokens: Sequence[int]) -> None:
+        """All are here."""
 
     def weight(self, weight: Tensor, rows: Parts, columns: Parts) -> Tensor:  # noqa: ARG002
         """As it is."""

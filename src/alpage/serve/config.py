@@ -9,6 +9,8 @@ from alpage.units import parse_bytes
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 LAYOUTS = ("auto", "ws_1d", "ws_2d", "megatron")
+PREFILL_LAYOUTS = (*LAYOUTS, "wg_x", "wg_xy", "wg_xyz")
+ATTENTIONS = ("auto", "heads", "batch")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -32,7 +34,11 @@ class EngineConfig:
         attention_backend: "auto" or one by name: native, sdpa, reference.
         devices: that the model is cut over; on a CPU processes of this machine, which share its
             cores.
-        layout: how it is cut: "auto", or one of ws_1d, ws_2d, megatron.
+        layout: how it is cut in steps that decode: "auto", or one of ws_1d, ws_2d, megatron.
+        prefill_layout: how it is cut in larger steps: "auto", the same, or where that is ws_2d one
+            of wg_x, wg_xy, wg_xyz.
+        attention_sharding: what ranks attend for: "heads" of every sequence, the sequences of a
+            "batch", or "auto".
         seed: of the seeds of requests that bring none.
 
     Raises:
@@ -51,16 +57,12 @@ class EngineConfig:
     attention_backend: str = "auto"
     devices: int = 1
     layout: str = "auto"
+    prefill_layout: str = "auto"
+    attention_sharding: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
-            raise InvalidValue(
-                field="dtype",
-                value=self.dtype,
-                limit="must be one of " + ", ".join(DTYPES),
-                remedy="Choose one of these",
-            )
+        _one_of("dtype", self.dtype, DTYPES)
         if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
             raise InvalidValue(
                 field="device",
@@ -81,16 +83,22 @@ class EngineConfig:
             low = self.max_num_seqs
             _whole("max_num_batched_tokens", self.max_num_batched_tokens, low, 2**24)
         _whole("devices", self.devices, 1, 64)
-        if self.layout not in LAYOUTS:
-            raise InvalidValue(
-                field="layout",
-                value=self.layout,
-                limit="must be one of " + ", ".join(LAYOUTS),
-                remedy="Choose one of these",
-            )
+        _one_of("layout", self.layout, LAYOUTS)
+        _one_of("prefill_layout", self.prefill_layout, PREFILL_LAYOUTS)
+        _one_of("attention_sharding", self.attention_sharding, ATTENTIONS)
         _kind("has_prefix_cache", self.has_prefix_cache, bool, "True or False")
         _kind("attention_backend", self.attention_backend, str, "the name of a backend")
         _whole("seed", self.seed, 0, 2**64 - 1)
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InvalidValue(
+            field=name,
+            value=value,
+            limit="must be one of " + ", ".join(known),
+            remedy="Choose one of these",
+        )
 
 
 def _kind(name: str, value: object, kind: type, limit: str) -> None:

@@ -70,7 +70,8 @@ class Job:
     Attributes:
         model: path of the checkpoint.
         dtype: "bfloat16", "float16" or "float32".
-        layout: name of the blocks' layout.
+        layouts: name of a layout of the blocks, and the fewest tokens that a step has in it.
+        homes: mesh axes over which sequences have homes.
         mesh: size of each axis.
         num_pages: pages of its own.
         num_host_pages: pages to swap to.
@@ -83,7 +84,8 @@ class Job:
 
     model: str
     dtype: str
-    layout: str
+    layouts: list[tuple[str, int]]
+    homes: tuple[str, ...]
     mesh: dict[str, int]
     num_pages: int
     num_host_pages: int
