@@ -5,14 +5,14 @@ them follow one another; only weights that are gathered come while the products 
 wait for no activation (Pope et al. 2022, arXiv:2211.05102, sections 2 and 3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import final
 
 from alpage.cost.collectives import CollectiveTime, collective_time
 from alpage.cost.efficiency import EFFICIENCIES, Efficiency
-from alpage.hardware import Mesh
+from alpage.hardware import Device, Mesh
 from alpage.layout import Attention, Change, block_rounds, ends_changes, weight_changes
 from alpage.workload import ModelShape
 
@@ -235,17 +235,29 @@ def _ends_time(
 def _round_time(
     changes: Sequence[Change], sizes: dict[str, int], mesh: Mesh, precision: Precision
 ) -> CollectiveTime:
-    """Return what changes that go together take: their bytes add up, their hops do not.
-
-    Statistics are small enough to travel in the messages of the others.
-    """
+    """Return what changes that go together take: their bytes add up."""
     times = [_change_time(change, sizes, mesh, precision) for change in changes]
-    waits_s = [
-        time.latency_s
-        for change, time in zip(changes, times, strict=True)
-        if change.content != "statistic" or len(changes) == 1
-    ]
-    return CollectiveTime(max(waits_s, default=0.0), sum(time.transfer_s for time in times))
+    waits_s = {change: time.latency_s for change, time in zip(changes, times, strict=True)}
+    return CollectiveTime(
+        round_wait_s(waits_s, mesh.cluster.device), sum(time.transfer_s for time in times)
+    )
+
+
+def round_wait_s(waits_s: Mapping[Change, float], device: Device) -> float:
+    """Return what a round waits, from what each of its changes would wait alone.
+
+    Where its messages are merged, statistics are small enough to travel in those of the others.
+    """
+    if not EFFICIENCIES[device.kind].has_merged_rounds:
+        return sum(waits_s.values())
+    return max(
+        (
+            wait_s
+            for change, wait_s in waits_s.items()
+            if change.content != "statistic" or len(waits_s) == 1
+        ),
+        default=0.0,
+    )
 
 
 def _change_time(

@@ -4,6 +4,7 @@ A group is named by its ranks, in the order that its lists have; all of them cal
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import combinations
 from typing import Any, Protocol, final
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from alpage.hardware import Mesh
 
 Ranks = tuple[int, ...]
+# Of all that a rank would receive: below, waiting for a second round takes longer than its bytes.
+_MAX_ONE_ROUND_BYTES = 2**18
 
 
 class Communicator(Protocol):
@@ -48,7 +51,9 @@ class Communicator(Protocol):
 class ProcessGroups(Communicator):
     """Ranks that are processes, joined by `torch.distributed`: gloo on CPUs, NCCL on GPUs.
 
-    Making it is itself something that all ranks do together.
+    Making it is itself something that all ranks do together. With gloo every collective is made of
+    exchanges, in which each rank sends straight to each other: its own ones are several times
+    slower, and sum in an order that depends on the size.
 
     Args:
         mesh: the ranks; there is a group for every set of its axes.
@@ -56,6 +61,7 @@ class ProcessGroups(Communicator):
 
     def __init__(self, mesh: Mesh) -> None:
         self._rank = dist.get_rank()
+        self._is_direct = dist.get_backend() == "gloo"
         axes = [name for name, size in mesh.axes if size > 1]
         groups = {
             tuple(sorted(mesh.group(rank, some)))
@@ -73,18 +79,31 @@ class ProcessGroups(Communicator):
     def all_gather(self, x: Tensor, ranks: Ranks) -> list[Tensor]:
         """See `Communicator`."""
         x = x.contiguous()
+        if self._is_direct:
+            return self.all_to_all([x] * len(ranks), ranks)
         gathered = [torch.empty_like(x) for _ in ranks]
         dist.all_gather(gathered, x, group=self._group(ranks))
         return _reordered(gathered, sorted(ranks), ranks)
 
     def all_reduce(self, x: Tensor, ranks: Ranks) -> Tensor:
         """See `Communicator`."""
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=self._group(ranks))
-        return total
+        if not self._is_direct:
+            total = x.clone(memory_format=torch.contiguous_format)
+            dist.all_reduce(total, group=self._group(ranks))
+            return total
+        if x.nbytes * len(ranks) <= _MAX_ONE_ROUND_BYTES:
+            return _sum(self.all_gather(x, ranks))
+        # Two rounds send 2 (K - 1) / K of it, one would send K - 1.
+        parts = list(x.reshape(-1).tensor_split(len(ranks)))
+        mine = _sum(self.exchange(parts, ranks, [len(parts[ranks.index(self._rank)])] * len(ranks)))
+        return torch.cat(
+            self.exchange([mine] * len(ranks), ranks, [len(part) for part in parts])
+        ).view(x.shape)
 
     def reduce_scatter(self, pieces: Sequence[Tensor], ranks: Ranks) -> Tensor:
         """See `Communicator`."""
+        if self._is_direct:
+            return _sum(self.all_to_all(pieces, ranks))
         sent = [piece.contiguous() for piece in _reordered(pieces, ranks, sorted(ranks))]
         mine = torch.empty_like(sent[0])
         dist.reduce_scatter(mine, sent, group=self._group(ranks))
@@ -92,7 +111,8 @@ class ProcessGroups(Communicator):
 
     def all_to_all(self, pieces: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
         """See `Communicator`."""
-        return self.exchange(pieces, ranks, [len(pieces[0])] * len(pieces))
+        received = self.exchange([piece[None] for piece in pieces], ranks, [1] * len(pieces))
+        return [piece[0] for piece in received]
 
     def exchange(
         self, pieces: Sequence[Tensor], ranks: Ranks, num_rows: Sequence[int]
@@ -126,6 +146,11 @@ class ProcessGroups(Communicator):
 
     def _group(self, ranks: Ranks) -> Any:
         return self._groups[tuple(sorted(ranks))]
+
+
+def _sum(pieces: Sequence[Tensor]) -> Tensor:
+    """Return the sum in the order of the ranks, which is the same on all of them."""
+    return reduce(torch.add, pieces)
 
 
 def _reordered(
