@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alpage.models.layers import Linear
+from alpage.models.layers import Layer, Linear
 from alpage.partition import Parts, Sharder
 from alpage.workload import ModelShape
 
@@ -61,7 +61,7 @@ class RoutedMLP(nn.Module):
 
 
 @final
-class ExpertLinear(nn.Module):
+class ExpertLinear(Layer):
     """A matrix for every expert. The weight is N matrices of as many rows as features out."""
 
     def __init__(self, num_experts: int, columns: Parts, rows: Parts, sharder: Sharder) -> None:
