@@ -59,7 +59,7 @@ def chain(models, tokens_T, positions_T, kvs):
     x_TD = models[0].enter(tokens_T, positions_T)
     for model, kv in zip(models, kvs, strict=True):
         x_TD = model.through(x_TD, positions_T, kv)
-    return models[-1].logits(models[-1].leave(x_TD))
+    return models[-1].leave(x_TD)
 
 
 @pytest.mark.parametrize("num_stages", [2, 3, NUM_LAYERS])
@@ -71,8 +71,8 @@ def test_a_chain_of_stages_equals_the_whole_model(num_stages, checkpoint):
     check_parameters(whole, models)
     tokens_BL = torch.randint(0, VOCAB_SIZE, (2, 20))
     positions_BL = torch.arange(20).expand(2, 20)
-    found_BLV = chain(models, tokens_BL, positions_BL, [None] * num_stages)
-    assert torch.equal(found_BLV, whole(tokens_BL, positions_BL))
+    found_BLD = chain(models, tokens_BL, positions_BL, [None] * num_stages)
+    assert torch.equal(models[-1].logits(found_BLD), whole(tokens_BL, positions_BL))
 
     pool = pool_for(whole, range(NUM_LAYERS))
     pools = [pool_for(whole, stage.layers) for stage in cut]
@@ -81,7 +81,8 @@ def test_a_chain_of_stages_equals_the_whole_model(num_stages, checkpoint):
         tokens_T = torch.randint(0, VOCAB_SIZE, positions_T.shape)
         expected_TV = whole(tokens_T, positions_T, PagedKV(pool, step, Reference()))
         kvs = [PagedKV(part, step, Reference()) for part in pools]
-        assert torch.equal(chain(models, tokens_T, positions_T, kvs), expected_TV)
+        found_TD = chain(models, tokens_T, positions_T, kvs)
+        assert torch.equal(models[-1].logits(found_TD), expected_TV)
     assert torch.equal(torch.cat([part.kv_L2PGSK for part in pools]), pool.kv_L2PGSK)
 
 
@@ -118,21 +119,19 @@ def paged_step(num_queries, contexts):
 
 
 @pytest.mark.parametrize("layout", ["ws_2d", "wg_xy"])
-def test_stages_of_shards_equal_the_whole_model(layout, tmp_path):
-    make_tiny_llama(tmp_path, num_attention_heads=8, intermediate_size=96, **LAYERS)
-    checkpoint = open_checkpoint(tmp_path)
+def test_a_chain_of_shards_equals_shards_of_all_blocks(layout, checkpoint):
     mesh = resolve_cluster("cpu-4").mesh(x=2, y=1, z=2)
     tokens_BL = torch.randint(0, VOCAB_SIZE, (4, 6))
     positions_BL = torch.arange(6).expand(4, 6)
-    whole = load_stage(checkpoint)
-    expected_BLV = whole(tokens_BL, positions_BL)
+    shape = load_stage(checkpoint).shape
 
     def work(communicator):
         attention = attentions(LAYOUTS[layout])[0]
-        sharder = Partitioned(whole.shape, attention, mesh, communicator, num_tokens=4)
-        models = [load_stage(checkpoint, stage, sharder) for stage in stages(whole.shape, 3)]
-        found_BLV = chain(models, tokens_BL, positions_BL, [None] * 3)
-        torch.testing.assert_close(found_BLV, sharder.tokens(expected_BLV), rtol=0, atol=1e-10)
+        sharder = Partitioned(shape, attention, mesh, communicator, num_tokens=4)
+        models = [load_stage(checkpoint, stage, sharder) for stage in stages(shape, 3)]
+        found = chain(models, tokens_BL, positions_BL, [None] * 3)
+        whole = load_stage(checkpoint, sharder=sharder)
+        assert torch.equal(found, whole.hidden(tokens_BL, positions_BL))
 
     run_inline(work, mesh.num_ranks)
 
