@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alpage.models.layers import Linear
+from alpage.models.layers import Layer, Linear
 from alpage.partition import Parts, Sharder
 from alpage.workload import ModelShape
 
@@ -43,10 +43,10 @@ class RoutedMLP(nn.Module):
         token_P = order_P // self.num_active
         # Sizes are the host's business: on a GPU this waits for the router.
         num_tokens_N = expert_P.bincount(minlength=self.num_experts).tolist()
-        gate_PF, up_PF = self.gate_up(x_TD.index_select(0, token_P), num_tokens_N).chunk(2, dim=-1)
+        both_PF = self.gate_up(x_TD.index_select(0, token_P), num_tokens_N)
         constrain = self.sharder.constrain
-        gate_PF = F.silu(constrain(gate_PF, "hidden, partial"))
-        hidden_PF = constrain(gate_PF * constrain(up_PF, "hidden, partial"), "hidden")
+        gate_PF, up_PF = constrain(both_PF.unflatten(-1, (2, -1)), "hidden, partial").unbind(-2)
+        hidden_PF = constrain(F.silu(gate_PF) * up_PF, "hidden")
         weight_P1 = weight_TA.flatten()[order_P, None]
         out_PD = (self.down(hidden_PF, num_tokens_N) * weight_P1).to(x.dtype)
         out_TD = torch.zeros_like(x_TD).index_add(0, token_P, out_PD)
@@ -61,7 +61,7 @@ class RoutedMLP(nn.Module):
 
 
 @final
-class ExpertLinear(nn.Module):
+class ExpertLinear(Layer):
     """A matrix for every expert. The weight is N matrices of as many rows as features out."""
 
     def __init__(self, num_experts: int, columns: Parts, rows: Parts, sharder: Sharder) -> None:

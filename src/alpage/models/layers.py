@@ -15,8 +15,24 @@ from alpage.partition import REPLICATED, Parts, Sharder
 from alpage.workload import ModelShape
 
 
+class Layer(nn.Module):
+    """What has a weight, and says what that is made of (see `alpage.partition.Sharder.cut`).
+
+    Attributes:
+        weight: [..., rows, columns], or a vector that has `columns` alone.
+        bias: along the rows of a matrix, or like the vector; None: there is none.
+        rows: parts of its rows; none of a vector.
+        columns: parts of its columns.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    rows: Parts
+    columns: Parts
+
+
 @final
-class Linear(nn.Module):
+class Linear(Layer):
     """x_...D -> x_...F. The weight is F rows of D, unset until it is loaded.
 
     Args:
@@ -48,7 +64,7 @@ class Linear(nn.Module):
 
 
 @final
-class Embedding(nn.Module):
+class Embedding(Layer):
     """tokens_... -> x_...D."""
 
     def __init__(self, vocab_size: int, dim: int, sharder: Sharder = REPLICATED) -> None:
@@ -68,7 +84,7 @@ class Embedding(nn.Module):
 
 
 @final
-class Head(nn.Module):
+class Head(Layer):
     """x_...D -> logits_...V, of a vocabulary projection of its own."""
 
     def __init__(self, shape: ModelShape, sharder: Sharder = REPLICATED) -> None:
@@ -84,7 +100,7 @@ class Head(nn.Module):
 
 
 @final
-class Positions(nn.Module):
+class Positions(Layer):
     """positions_... -> x_...D, learned; cut as activations between blocks are."""
 
     def __init__(self, max_positions: int, dim: int) -> None:
@@ -99,7 +115,7 @@ class Positions(nn.Module):
 
 
 @final
-class LayerNorm(nn.Module):
+class LayerNorm(Layer):
     """(x - mean) / deviation * weight + bias of the last dim (Ba et al. 2016, arXiv:1607.06450)."""
 
     def __init__(
@@ -118,7 +134,7 @@ class LayerNorm(nn.Module):
 
 
 @final
-class RMSNorm(nn.Module):
+class RMSNorm(Layer):
     """x / rms(x) * weight over the last dim (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
     def __init__(self, dim: int, eps: float, sharder: Sharder = REPLICATED) -> None:

@@ -12,7 +12,7 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from alpage.errors import InvalidValue
 from alpage.hardware import Mesh
@@ -33,7 +33,7 @@ from alpage.partition.communicator import Communicator
 from alpage.partition.cut import cut
 from alpage.partition.homes import Homes
 from alpage.partition.padding import padded
-from alpage.partition.sharder import Parts, Sharder
+from alpage.partition.sharder import Cuttable, Parts, Sharder
 from alpage.workload import ModelShape
 
 
@@ -110,9 +110,9 @@ class Partitioned(Sharder):
         kept = attention.queries().dims[1].axes
         self._kv_heads = self._needed_kv_heads(kept[: len(kept) - len(homes)])
 
-    def cut(self, model: nn.Module) -> None:
+    def cut(self, layer: Cuttable) -> None:
         """See `Sharder`."""
-        cut(model, self)
+        cut(layer, self)
 
     # -- what a model asks ---------------------------------------------------------------------
 
@@ -203,12 +203,12 @@ class Partitioned(Sharder):
 
     def stored_part(self, tile: Tensor, row: str, column: str) -> Tensor:
         """Return this rank's shard of one part of a weight, [rows, columns] at its end."""
-        tile = self._cut(self._pad(tile, -2, row), -2, self._stored[row], row)
-        return self._cut(self._pad(tile, -1, column), -1, self._stored[column], column)
+        tile = self._cut(tile, -2, self._stored[row], row)
+        return self._cut(tile, -1, self._stored[column], column)
 
     def vector_part(self, part: Tensor, letter: str) -> Tensor:
         """Return this rank's shard of a vector that is multiplied along a logical axis."""
-        return self._cut(self._pad(part, -1, letter), -1, self._used[letter], letter)
+        return self._cut(part, -1, self._used[letter], letter)
 
     def bias_part(self, part: Tensor, row: str, columns: Parts) -> Tensor:
         """Return this rank's shard of a bias: where products come as summands, one has it."""
@@ -240,23 +240,23 @@ class Partitioned(Sharder):
         return F.embedding(row * is_here, x) * is_here[..., None]
 
     def _cut(self, x: Tensor, dim: int, axes: tuple[str, ...], name: str) -> Tensor:
-        num_shards = self._mesh.size(axes)
-        if x.shape[dim] % num_shards:
+        """Return this rank's shard of a dim; shards behind its end are filled up with zeros."""
+        size, num_shards = self._padded_size(name, x.shape[dim]), self._mesh.size(axes)
+        if size % num_shards:
             raise InvalidValue(
                 field=name,
-                value=x.shape[dim],
+                value=size,
                 limit=f"cannot be cut into {num_shards} equal parts",
                 remedy="Choose another mesh or layout, or a batch that is a multiple",
             )
-        return x.chunk(num_shards, dim)[self._number(axes)]
-
-    def _pad(self, x: Tensor, dim: int, letter: str) -> Tensor:
-        num_missing = self._padded_size(letter, x.shape[dim]) - x.shape[dim]
-        if num_missing == 0:
-            return x
-        sizes = list(x.shape)
-        sizes[dim] = num_missing
-        return torch.cat((x, x.new_zeros(sizes)), dim)
+        length = size // num_shards
+        start = min(self._number(axes) * length, x.shape[dim])
+        part = x.narrow(dim, start, min(length, x.shape[dim] - start))
+        if part.shape[dim] == length:
+            return part
+        sizes = list(part.shape)
+        sizes[dim] = length - part.shape[dim]
+        return torch.cat((part, part.new_zeros(sizes)), dim)
 
     def _padded_size(self, letter: str, size: int) -> int:
         if letter not in self._padded:

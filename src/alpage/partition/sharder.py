@@ -18,11 +18,27 @@ from torch import Tensor, nn
 Parts: TypeAlias = tuple[tuple[str, int], ...]
 
 
+class Cuttable(Protocol):
+    """A layer that says what its weight is made of.
+
+    Attributes:
+        weight: [..., rows, columns], or a vector that has `columns` alone.
+        bias: along the rows of a matrix, or like the vector; None: there is none.
+        rows: parts of its rows; none of a vector.
+        columns: parts of its columns.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    rows: Parts
+    columns: Parts
+
+
 class Sharder(Protocol):
     """How a model runs on this rank of a mesh."""
 
-    def cut(self, model: nn.Module) -> None:
-        """Replace the parameters of a whole model by this rank's parts, once."""
+    def cut(self, layer: Cuttable) -> None:
+        """Replace the parameters of a whole layer by this rank's parts, once."""
 
     def share(self, letter: str, size: int) -> int:
         """Return how much of a logical axis this rank computes when weights are in use."""
@@ -59,7 +75,7 @@ class Sharder(Protocol):
 class Replicated(Sharder):
     """One device, or each for itself."""
 
-    def cut(self, model: nn.Module) -> None:
+    def cut(self, layer: Cuttable) -> None:
         """Leave them whole."""
 
     def share(self, letter: str, size: int) -> int:  # noqa: ARG002

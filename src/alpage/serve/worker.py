@@ -88,7 +88,7 @@ def _views(job: Job, checkpoint: Checkpoint, mesh: Mesh) -> list[View]:
     """Return the model in each layout. Queries, keys and values always come to lie alike."""
     shape = build(checkpoint.config)[0].shape
     groups = ProcessGroups(mesh)
-    views = []
+    views: list[View] = []
     for name, min_tokens in job.layouts:
         layout = named_layout(name)
         sharder = Partitioned(
@@ -104,6 +104,7 @@ def _views(job: Job, checkpoint: Checkpoint, mesh: Mesh) -> list[View]:
             dtype=getattr(torch, job.dtype),
             device=torch.device("cpu"),
             sharder=sharder,
+            twin=views[0].model if views else None,
         )
         shards = mesh.size(layout.tokens)
         views.append(View(model=model, min_tokens=min_tokens, num_token_shards=shards))
