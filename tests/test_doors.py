@@ -29,7 +29,7 @@ WIDE_DOORS = {
     "alpage.hardware": 13,
     "alpage.layout": 15,
     "alpage.cost": 12,
-    "alpage.partition": 10,
+    "alpage.partition": 11,
 }
 MAX_FIELDS = 12
 # A request's knobs, and an engine's, carry the names that vLLM and OpenAI gave them: all of them,

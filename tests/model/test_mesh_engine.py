@@ -60,6 +60,8 @@ CUTS = {
         "Llama",
         {"devices": 4, "layout": "ws_2d", "attention_sharding": "batch"},
     ),
+    "stages": ("Llama", {"devices": 2, "stages": 2}),
+    "stages of two": ("PaLM", {"devices": 4, "stages": 2, "attention_sharding": "batch"}),
     "gathered by x": ("Mixtral", {"devices": 4, "layout": "ws_2d", "prefill_layout": "wg_x"}),
     "gathered by xy": ("GPT2", {"devices": 4, "layout": "ws_2d", "prefill_layout": "wg_xy"}),
     "gathered, over the batch": (
@@ -143,6 +145,8 @@ def test_ranks_end_with_their_process_and_run_nothing_of_its_main_module(paths, 
         ({"devices": 0}, InvalidValue, "devices=0: must be"),
         ({"devices": 2, "layout": "wg_x"}, InvalidValue, "layout='wg_x': must be one of"),
         ({"devices": 2, "device": "cuda"}, Unsupported, "CUDA"),
+        ({"devices": 4, "stages": 3}, InvalidValue, "stages=3: must divide devices=4"),
+        ({"devices": 4, "stages": 4}, InvalidValue, "num_stages=4: must be from 1 to 2"),
         ({"devices": 5}, InvalidValue, "devices=5: do not cut this model evenly"),
     ],
 )

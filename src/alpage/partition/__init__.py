@@ -7,6 +7,7 @@ from alpage.partition.communicator import Communicator, ProcessGroups
 from alpage.partition.inline import run_inline
 from alpage.partition.padding import attending_shape
 from alpage.partition.partitioned import Partitioned
+from alpage.partition.pipe import Pipe
 from alpage.partition.sharder import REPLICATED, Parts, Sharder
 from alpage.partition.stage import Stage, stages
 
@@ -15,6 +16,7 @@ __all__ = [
     "Communicator",
     "Partitioned",
     "Parts",
+    "Pipe",
     "ProcessGroups",
     "Sharder",
     "Stage",

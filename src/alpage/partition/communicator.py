@@ -56,11 +56,13 @@ class ProcessGroups(Communicator):
     slower, and sum in an order that depends on the size.
 
     Args:
-        mesh: the ranks; there is a group for every set of its axes.
+        mesh: the ranks; there is a group for every set of its axes. Where there are more processes,
+            as many as the mesh has ranks in turn are a mesh of their own.
     """
 
     def __init__(self, mesh: Mesh) -> None:
-        self._rank = dist.get_rank()
+        own, self._rank = divmod(dist.get_rank(), mesh.num_ranks)
+        self._first = own * mesh.num_ranks
         self._is_direct = dist.get_backend() == "gloo"
         axes = [name for name, size in mesh.axes if size > 1]
         groups = {
@@ -69,7 +71,13 @@ class ProcessGroups(Communicator):
             for some in combinations(axes, number)
             for rank in range(mesh.num_ranks)
         }
-        self._groups = {ranks: dist.new_group(list(ranks)) for ranks in sorted(groups)}
+        # All processes make all groups, in the same order.
+        for first in range(0, dist.get_world_size(), mesh.num_ranks):
+            made = {
+                ranks: dist.new_group([first + rank for rank in ranks]) for ranks in sorted(groups)
+            }
+            if first == self._first:
+                self._groups = made
 
     @property
     def rank(self) -> int:
@@ -137,8 +145,8 @@ class ProcessGroups(Communicator):
             return x
         received = torch.empty_like(x, memory_format=torch.contiguous_format)
         operations = [
-            dist.P2POp(dist.isend, x.contiguous(), target),
-            dist.P2POp(dist.irecv, received, source),
+            dist.P2POp(dist.isend, x.contiguous(), self._first + target),
+            dist.P2POp(dist.irecv, received, self._first + source),
         ]
         for request in dist.batch_isend_irecv(operations):
             request.wait()

@@ -34,6 +34,7 @@ class EngineConfig:
         attention_backend: "auto" or one by name: native, sdpa, reference.
         devices: that the model is cut over; on a CPU processes of this machine, which share its
             cores.
+        stages: of a pipeline through its blocks; each has an equal share of the devices.
         layout: how it is cut in steps that decode: "auto", or one of ws_1d, ws_2d, megatron.
         prefill_layout: how it is cut in larger steps: "auto", the same, or where that is ws_2d one
             of wg_x, wg_xy, wg_xyz.
@@ -56,6 +57,7 @@ class EngineConfig:
     has_prefix_cache: bool = True
     attention_backend: str = "auto"
     devices: int = 1
+    stages: int = 1
     layout: str = "auto"
     prefill_layout: str = "auto"
     attention_sharding: str = "auto"
@@ -83,6 +85,14 @@ class EngineConfig:
             low = self.max_num_seqs
             _whole("max_num_batched_tokens", self.max_num_batched_tokens, low, 2**24)
         _whole("devices", self.devices, 1, 64)
+        _whole("stages", self.stages, 1, self.devices)
+        if self.devices % self.stages:
+            raise InvalidValue(
+                field="stages",
+                value=self.stages,
+                limit=f"must divide devices={self.devices}",
+                remedy="Choose a number that does",
+            )
         _one_of("layout", self.layout, LAYOUTS)
         _one_of("prefill_layout", self.prefill_layout, PREFILL_LAYOUTS)
         _one_of("attention_sharding", self.attention_sharding, ATTENTIONS)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -11,7 +11,7 @@ from alpage.cost import Precision
 from alpage.errors import AlpageError, Unsupported
 from alpage.hardware import Cluster, available_memory_bytes, num_usable_cores, resolve_cluster
 from alpage.models import Checkpoint, build
-from alpage.partition import attending_shape
+from alpage.partition import attending_shape, stages
 from alpage.planners import ServingPlan, plan_serving
 from alpage.runtime import Processes
 from alpage.serve.config import EngineConfig
@@ -35,6 +35,7 @@ class MeshPlan:
     Attributes:
         checkpoint: the model at rest.
         shape: of the whole model.
+        num_layers: blocks of the largest stage.
         max_positions: tokens of its longest sequence.
         serving: where everything lies.
         dtype: of weights, keys and values.
@@ -43,6 +44,7 @@ class MeshPlan:
 
     checkpoint: Checkpoint
     shape: ModelShape
+    num_layers: int
     max_positions: int
     serving: ServingPlan
     dtype: torch.dtype
@@ -50,8 +52,11 @@ class MeshPlan:
 
     @property
     def attending_shape(self) -> ModelShape:
-        """The model as one rank attends: its share of the heads."""
-        return attending_shape(self.shape, self.serving.attention, self.serving.mesh)
+        """The model as one rank attends: its share of the heads, and of the blocks."""
+        return replace(
+            attending_shape(self.shape, self.serving.attention, self.serving.mesh),
+            num_layers=self.num_layers,
+        )
 
     @property
     def num_homes(self) -> int:
@@ -83,20 +88,27 @@ def plan_mesh(
             remedy='Use device="cpu", or one GPU',
         )
     whole = build(checkpoint.config)[0]
-    cluster = _cluster(config.devices)
+    whole_cluster = _cluster(config.devices)
+    num_ranks = config.devices // config.stages
+    stage = max(stages(whole.shape, config.stages), key=lambda stage: len(stage.layers))
     serving = plan_serving(
-        whole.shape,
-        cluster,
+        replace(whole.shape, num_layers=len(stage.layers)),
+        replace(whole_cluster, devices_per_host=num_ranks),
         layout=config.layout,
         prefill_layout=config.prefill_layout,
         attention=config.attention_sharding,
         max_num_seqs=config.max_num_seqs,
         precision=Precision(compute="float32"),
     )
-    notify(f"{config.devices} processes, layout {serving}, by the numbers of {cluster.name}.")
+    pipeline = f"{config.stages} stages of {num_ranks}, " if config.stages > 1 else ""
+    notify(
+        f"{config.devices} processes, {pipeline}layout {serving}, by the numbers of "
+        f"{whole_cluster.name}."
+    )
     return MeshPlan(
         checkpoint=checkpoint,
         shape=whole.shape,
+        num_layers=len(stage.layers),
         max_positions=whole.max_positions,
         serving=serving,
         dtype=dtype,
@@ -116,6 +128,7 @@ def start_mesh(plan: MeshPlan, sizes: Sizes, config: EngineConfig) -> MeshRunner
         layouts=[(step.layout.name, step.min_tokens) for step in plan.serving.steps],
         homes=plan.serving.attention.batch,
         mesh=dict(plan.serving.mesh.axes),
+        num_stages=config.stages,
         num_pages=sizes.num_pages,
         num_host_pages=sizes.num_host_pages,
         page_size=config.page_size,

@@ -72,7 +72,8 @@ class Job:
         dtype: "bfloat16", "float16" or "float32".
         layouts: name of a layout of the blocks, and the fewest tokens that a step has in it.
         homes: mesh axes over which sequences have homes.
-        mesh: size of each axis.
+        mesh: size of each axis, of one stage.
+        num_stages: of the pipeline.
         num_pages: pages of its own.
         num_host_pages: pages to swap to.
         page_size: tokens in a page.
@@ -87,6 +88,7 @@ class Job:
     layouts: list[tuple[str, int]]
     homes: tuple[str, ...]
     mesh: dict[str, int]
+    num_stages: int
     num_pages: int
     num_host_pages: int
     page_size: int

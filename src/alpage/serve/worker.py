@@ -15,7 +15,14 @@ from alpage.hardware import Cluster, Mesh, resolve_cluster
 from alpage.layout import Attention, named_layout
 from alpage.models import Checkpoint, build, load, open_checkpoint
 from alpage.ops import AttentionSpec, KvPool, backends, select
-from alpage.partition import Partitioned, ProcessGroups, attending_shape
+from alpage.partition import (
+    Partitioned,
+    Pipe,
+    ProcessGroups,
+    Stage,
+    attending_shape,
+    stages,
+)
 from alpage.runtime import Port
 from alpage.serve.home import Home
 from alpage.serve.messages import Close, Job, Open, Run, decode_message, encode
@@ -50,12 +57,17 @@ def process_cluster(num_ranks: int) -> Cluster:
 
 
 def _runner(job: Job) -> Runner:
-    mesh = process_cluster(torch.distributed.get_world_size()).mesh(**job.mesh)
+    num_ranks = torch.distributed.get_world_size() // job.num_stages
+    place, rank = divmod(torch.distributed.get_rank(), num_ranks)
+    number = job.num_stages - 1 - place
+    mesh = process_cluster(num_ranks).mesh(**job.mesh)
     checkpoint = open_checkpoint(Path(job.model))
-    views = _views(job, checkpoint, mesh)
+    shape = build(checkpoint.config)[0].shape
+    stage = stages(shape, job.num_stages)[number]
+    views = _views(job, checkpoint, mesh, stage)
     dtype, device = getattr(torch, job.dtype), torch.device("cpu")
     attention = Attention(layout=named_layout(job.layouts[0][0]), batch=job.homes)
-    here = attending_shape(views[0].model.shape, attention, mesh)
+    here = attending_shape(shape, attention, mesh)
     spec = AttentionSpec(
         device=device.type,
         dtype=dtype,
@@ -66,13 +78,12 @@ def _runner(job: Job) -> Runner:
     )
     pools = [
         KvPool.zeros(
-            (here.num_layers, 2, num_pages, here.num_kv_heads, job.page_size, here.head_dim),
+            (len(stage.layers), 2, num_pages, here.num_kv_heads, job.page_size, here.head_dim),
             dtype,
             device,
         )
         for num_pages in (job.num_pages, job.num_host_pages)
     ]
-    rank = torch.distributed.get_rank()
     home = Home(
         number=mesh.group(rank, job.homes).index(rank),
         num_homes=mesh.size(job.homes),
@@ -81,11 +92,12 @@ def _runner(job: Job) -> Runner:
     )
     slots = Slots(job.max_num_seqs, job.max_model_len, job.page_size)
     backend = select(spec, backends(), job.attention_backend)
-    return Runner(views, pools[0], pools[1], backend, slots, home)
+    pipe = Pipe(dtype, device, stage=number, num_stages=job.num_stages)
+    return Runner(views, pools[0], pools[1], backend, slots, home, pipe)
 
 
-def _views(job: Job, checkpoint: Checkpoint, mesh: Mesh) -> list[View]:
-    """Return the model in each layout. Queries, keys and values always come to lie alike."""
+def _views(job: Job, checkpoint: Checkpoint, mesh: Mesh, stage: Stage) -> list[View]:
+    """Return the stage in each layout. Queries, keys and values always come to lie alike."""
     shape = build(checkpoint.config)[0].shape
     groups = ProcessGroups(mesh)
     views: list[View] = []
@@ -104,6 +116,7 @@ def _views(job: Job, checkpoint: Checkpoint, mesh: Mesh) -> list[View]:
             dtype=getattr(torch, job.dtype),
             device=torch.device("cpu"),
             sharder=sharder,
+            stage=stage,
             twin=views[0].model if views else None,
         )
         shards = mesh.size(layout.tokens)
