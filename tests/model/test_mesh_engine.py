@@ -64,6 +64,11 @@ CUTS = {
     "stages of two": ("PaLM", {"devices": 4, "stages": 2, "attention_sharding": "batch"}),
     "gathered by x": ("Mixtral", {"devices": 4, "layout": "ws_2d", "prefill_layout": "wg_x"}),
     "gathered by xy": ("GPT2", {"devices": 4, "layout": "ws_2d", "prefill_layout": "wg_xy"}),
+    "int8": ("Mixtral", {"devices": 2, "layout": "ws_2d", "quantization": "int8"}),
+    "int8, gathered": (
+        "PaLM",
+        {"devices": 4, "layout": "ws_2d", "prefill_layout": "wg_xy", "quantization": "int8"},
+    ),
     "gathered, over the batch": (
         "PaLM",
         {
@@ -79,7 +84,7 @@ CUTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "cut"), CUTS.values(), ids=CUTS)
 def test_tokens_are_those_of_one_device(family, cut, paths):
-    one = LLM(paths / family, **OPTIONS)
+    one = LLM(paths / family, quantization=cut.get("quantization"), **OPTIONS)
     many = LLM(paths / family, **cut, max_num_seqs=12, **OPTIONS)
     expected_tokens, expected_logprobs = answers(one)
     tokens, logprobs = answers(many)

@@ -9,6 +9,7 @@ import torch
 from alpage.errors import Unsupported
 from alpage.models.checkpoint import Checkpoint
 from alpage.models.model import Model
+from alpage.models.quantize import Quantization
 from alpage.models.weights import fill, match
 from alpage.partition import REPLICATED, Sharder, Stage
 
@@ -57,6 +58,7 @@ def load(
     device: torch.device,
     sharder: Sharder = REPLICATED,
     stage: Stage | None = None,
+    quantization: Quantization | None = None,
     twin: Model | None = None,
 ) -> Model:
     """Return the checkpoint's model with its weights, or this rank's part of it, ready to run.
@@ -67,6 +69,7 @@ def load(
         device: that computes.
         sharder: how it runs on this rank.
         stage: the blocks that this rank has; None: all.
+        quantization: of matrices; None: they are of `dtype`.
         twin: the same stage under a sharder that stores matrices alike: its matrices are taken,
             and only what depends on the layout in use is loaded anew.
 
@@ -79,5 +82,5 @@ def load(
     whole, table = build(checkpoint.config)
     sources = match(whole, table, checkpoint.tensors)
     model, _ = build(checkpoint.config, sharder, stage)
-    fill(model, sources, sharder, dtype=dtype, device=device, twin=twin)
+    fill(model, sources, sharder, dtype=dtype, device=device, quantization=quantization, twin=twin)
     return model.to(device).eval()

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alpage.models.layers import Layer, Linear
+from alpage.models.quantize import scaled_product
 from alpage.partition import Parts, Sharder
 from alpage.workload import ModelShape
 
@@ -76,6 +77,13 @@ class ExpertLinear(Layer):
         """Multiply each expert's rows with its matrix; those that have none are not touched."""
         weight_NFD = self._sharder.weight(self.weight, self.rows, self.columns)
         x_NnD = torch.split(x_PD, num_tokens_N)
-        return torch.cat(
-            [F.linear(x_nD, weight_NFD[n]) for n, x_nD in enumerate(x_NnD) if len(x_nD)]
-        )
+        present = [(n, x_nD) for n, x_nD in enumerate(x_NnD) if len(x_nD)]
+        if self.scale is None:
+            return torch.cat([F.linear(x_nD, weight_NFD[n]) for n, x_nD in present])
+        scale_NF = self.scale
+        return torch.cat([scaled_product(x_nD, weight_NFD[n], scale_NF[n]) for n, x_nD in present])
+
+    @property
+    def is_quantizable(self) -> bool:
+        """All of them."""
+        return True

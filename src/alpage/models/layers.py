@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alpage.models.quantize import scaled_product
 from alpage.partition import REPLICATED, Parts, Sharder
 from alpage.workload import ModelShape
 
@@ -21,14 +22,25 @@ class Layer(nn.Module):
     Attributes:
         weight: [..., rows, columns], or a vector that has `columns` alone.
         bias: along the rows of a matrix, or like the vector; None: there is none.
+        scale: that every row of a matrix of whole numbers is multiplied with; None: of floats.
         rows: parts of its rows; none of a vector.
         columns: parts of its columns.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    scale: nn.Parameter | None
     rows: Parts
     columns: Parts
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = None
+
+    @property
+    def is_quantizable(self) -> bool:
+        """Whether whole numbers do: in matrices whose every output is a sum over many inputs."""
+        return False
 
 
 @final
@@ -60,7 +72,15 @@ class Linear(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Multiply."""
         weight_FD = self._sharder.weight(self.weight, self.rows, self.columns)
-        return F.linear(x, weight_FD, self.bias)
+        if self.scale is None:
+            return F.linear(x, weight_FD, self.bias)
+        out = scaled_product(x, weight_FD, self.scale)
+        return out if self.bias is None else out + self.bias
+
+    @property
+    def is_quantizable(self) -> bool:
+        """All but a router: its few outputs choose."""
+        return self.rows[0][0] != "-"
 
 
 @final

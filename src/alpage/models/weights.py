@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from alpage.errors import BadCheckpoint
 from alpage.models.checkpoint import StoredTensor
 from alpage.models.layers import Layer
+from alpage.models.quantize import Quantization, int8_rows
 from alpage.partition import Sharder
 
 
@@ -121,6 +122,7 @@ def fill(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    quantization: Quantization | None = None,
     twin: nn.Module | None = None,
 ) -> None:
     """Give every parameter of a rank's part of a model its values.
@@ -134,6 +136,7 @@ def fill(
         sharder: cuts them.
         dtype: of the parameters.
         device: of the parameters.
+        quantization: of matrices; each is quantized while it is whole, so that no cut changes it.
         twin: where matrices are taken from, instead of another copy.
 
     Raises:
@@ -143,8 +146,13 @@ def fill(
         if not isinstance(layer, Layer):
             continue
         taken = None if twin is None or _lies_as_activations(layer) else twin.get_submodule(path)
-        if taken is None:
+        is_quantized = quantization is not None and layer.is_quantizable
+        if taken is None or is_quantized:
             layer.weight = sources[f"{path}.weight"].load(dtype, device)
+        if is_quantized:
+            layer.weight, layer.scale = (
+                nn.Parameter(part, requires_grad=False) for part in int8_rows(layer.weight)
+            )
         if layer.bias is not None:
             layer.bias = sources[f"{path}.bias"].load(dtype, device)
         sharder.cut(layer)

@@ -21,6 +21,17 @@ def cut(layer: Cuttable, sharder: "Partitioned") -> None:
     if layer.bias is not None:
         layer.bias = nn.Parameter(_bias_part(layer, layer.bias, sharder), requires_grad=False)
 
+    if layer.scale is not None:
+        layer.scale = nn.Parameter(_scale_part(layer, layer.scale, sharder), requires_grad=False)
+
+
+def _scale_part(layer: Cuttable, scale: Tensor, sharder: "Partitioned") -> Tensor:
+    parts = torch.split(scale, [size for _, size in layer.rows], dim=-1)
+    return torch.cat(
+        [sharder.vector_part(part, row) for (row, _), part in zip(layer.rows, parts, strict=True)],
+        dim=-1,
+    )
+
 
 def _weight_part(layer: Cuttable, sharder: "Partitioned") -> Tensor:
     if not layer.rows:

@@ -24,12 +24,14 @@ class Cuttable(Protocol):
     Attributes:
         weight: [..., rows, columns], or a vector that has `columns` alone.
         bias: along the rows of a matrix, or like the vector; None: there is none.
+        scale: of each row of a matrix of whole numbers; None: of floats.
         rows: parts of its rows; none of a vector.
         columns: parts of its columns.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    scale: nn.Parameter | None
     rows: Parts
     columns: Parts
 

@@ -52,7 +52,7 @@ def build_engine(
     device = find_device(config.device)
     dtype = find_dtype(config.dtype, device)
     if config.devices == 1:
-        network = _load(checkpoint, dtype, device)
+        network = _load(checkpoint, config, dtype, device)
         return assemble(network, eos_ids, tokenizer, config, notify)
     plan = plan_mesh(checkpoint, config, device, dtype, notify)
     _check_eos(eos_ids, plan.shape)
@@ -155,20 +155,23 @@ def _check_eos(eos_ids: frozenset[int], shape: ModelShape) -> None:
         )
 
 
-def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
+def _load(
+    checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, device: torch.device
+) -> Model:
     num_free_bytes = free_bytes(device)
-    num_bytes = dtype.itemsize * sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+    element_bytes = dtype.itemsize if config.quantization is None else 1
+    num_bytes = element_bytes * sum(math.prod(t.shape) for t in checkpoint.tensors.values())
     with allocating(
         field="model",
         value=str(checkpoint.source),
-        limit=f"its weights, {format_bytes(num_bytes)} as {dtype}, do not fit into the "
-        f"{format_bytes(num_free_bytes)} that are free on {device}",
+        limit=f"its weights, {format_bytes(num_bytes)} as {config.quantization or dtype}, do not "
+        f"fit into the {format_bytes(num_free_bytes)} that are free on {device}",
         remedy="Use a smaller model or dtype, or a device with more memory",
     ):
         # A CPU's memory is handed out before it is there: too much of it ends the process.
         if num_bytes > num_free_bytes:
             raise MemoryError
-        return load(checkpoint, dtype=dtype, device=device)
+        return load(checkpoint, dtype=dtype, device=device, quantization=config.quantization)
 
 
 def _kv_memories(

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 from alpage.errors import InvalidValue
 from alpage.units import parse_bytes
@@ -10,6 +10,7 @@ from alpage.units import parse_bytes
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 LAYOUTS = ("auto", "ws_1d", "ws_2d", "megatron")
 PREFILL_LAYOUTS = (*LAYOUTS, "wg_x", "wg_xy", "wg_xyz")
+QUANTIZATIONS = ("int8",)
 ATTENTIONS = ("auto", "heads", "batch")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
@@ -22,6 +23,7 @@ class EngineConfig:
     Args:
         dtype: "auto", "bfloat16", "float16" or "float32"; auto is bfloat16 where the device
             computes in it, else float32.
+        quantization: "int8" keeps matrices in 8 bits with a scale a row; None: in `dtype`.
         device: "auto", "cpu", "cuda" or "cuda:N"; auto is a GPU if there is one.
         kv_memory: memory for keys and values, such as "2GiB"; None: from what is free.
         swap_memory: host memory that preempted sequences are swapped to; None: a quarter of
@@ -47,6 +49,7 @@ class EngineConfig:
     """
 
     dtype: str = "auto"
+    quantization: Literal["int8"] | None = None
     device: str = "auto"
     kv_memory: str | int | None = None
     swap_memory: str | int | None = None
@@ -65,6 +68,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
+        if self.quantization is not None:
+            _one_of("quantization", self.quantization, QUANTIZATIONS)
         if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
             raise InvalidValue(
                 field="device",

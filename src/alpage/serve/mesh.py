@@ -125,6 +125,7 @@ def start_mesh(plan: MeshPlan, sizes: Sizes, config: EngineConfig) -> MeshRunner
     job = Job(
         model=os.fspath(plan.checkpoint.source),
         dtype=str(plan.dtype).removeprefix("torch."),
+        quantization=config.quantization,
         layouts=[(step.layout.name, step.min_tokens) for step in plan.serving.steps],
         homes=plan.serving.attention.batch,
         mesh=dict(plan.serving.mesh.axes),

@@ -1,7 +1,7 @@
 """Messages: what the engine tells the ranks of a mesh, and what the first one answers."""
 
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import Literal, TypeAlias, final
 
 import msgspec
 
@@ -70,6 +70,7 @@ class Job:
     Attributes:
         model: path of the checkpoint.
         dtype: "bfloat16", "float16" or "float32".
+        quantization: "int8" or None.
         layouts: name of a layout of the blocks, and the fewest tokens that a step has in it.
         homes: mesh axes over which sequences have homes.
         mesh: size of each axis, of one stage.
@@ -85,6 +86,7 @@ class Job:
 
     model: str
     dtype: str
+    quantization: Literal["int8"] | None
     layouts: list[tuple[str, int]]
     homes: tuple[str, ...]
     mesh: dict[str, int]

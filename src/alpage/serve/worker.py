@@ -117,6 +117,7 @@ def _views(job: Job, checkpoint: Checkpoint, mesh: Mesh, stage: Stage) -> list[V
             device=torch.device("cpu"),
             sharder=sharder,
             stage=stage,
+            quantization=job.quantization,
             twin=views[0].model if views else None,
         )
         shards = mesh.size(layout.tokens)
