@@ -11,7 +11,7 @@ tokens in and 20 out on 16 and 32 A100 (table D.3 there), which bends `half_feat
 `hop_s`; `matmul` is that of TPUs, and `half_rows` as large as still lets memory, not arithmetic,
 limit a product of one row. A hop of either takes with it what programs lose around a collective:
 launches, synchronisation and small kernels. A CPU is described by what was measured on it, so it
-reaches all of it; its messages are those of our own program.
+reaches all of it; what it does one after the other is what our own program does.
 `python -m benchmarks.paper_layouts` prints what the numbers predict beside what was measured.
 """
 
@@ -33,7 +33,8 @@ class Efficiency:
         memory: share of the memory bandwidth that reading weights or keys and values reaches.
         score_bytes: bytes that attention moves for each score; 0 where scores never reach memory.
         hop_s: seconds that a hop of a collective takes beside the link's own latency.
-        has_merged_rounds: whether all that moves in one round waits once; else one after the other.
+        is_asynchronous: whether all that moves in one round waits once, and weights are gathered
+            while products run; else one thing follows the other.
     """
 
     matmul: float
@@ -42,7 +43,7 @@ class Efficiency:
     memory: float
     score_bytes: float
     hop_s: float
-    has_merged_rounds: bool
+    is_asynchronous: bool
 
     def of_matmul(self, m: float, k: float, n: float) -> float:
         """Return the share of the peak that a product reaches.
@@ -64,7 +65,7 @@ EFFICIENCIES: Final[Mapping[str, Efficiency]] = MappingProxyType(
             memory=0.84,
             score_bytes=12,
             hop_s=4.9e-6,
-            has_merged_rounds=True,
+            is_asynchronous=True,
         ),
         "gpu": Efficiency(
             matmul=0.85,
@@ -73,7 +74,7 @@ EFFICIENCIES: Final[Mapping[str, Efficiency]] = MappingProxyType(
             memory=0.7,
             score_bytes=0,
             hop_s=12e-6,
-            has_merged_rounds=True,
+            is_asynchronous=True,
         ),
         "cpu": Efficiency(
             matmul=1.0,
@@ -82,7 +83,7 @@ EFFICIENCIES: Final[Mapping[str, Efficiency]] = MappingProxyType(
             memory=1.0,
             score_bytes=0,
             hop_s=0.0,
-            has_merged_rounds=False,
+            is_asynchronous=False,
         ),
     }
 )

@@ -124,12 +124,15 @@ def forward_terms(
     product_s = _block_products_s(shape, attention, mesh, sizes, products)
     attention_s = _attention_s(attention, mesh, sizes, step, precision, products)
     num_layers = shape.num_layers
+    gather_s = gathered.latency_s + gathered.transfer_s
+    if efficiency.is_asynchronous:
+        gather_s = max(0.0, gather_s - product_s)
     return Terms(
         products_s=num_layers * product_s + _logits_s(mesh, sizes, step, products),
         attention_s=num_layers * attention_s,
         transfer_s=num_layers * moved.transfer_s + ends.transfer_s,
         latency_s=num_layers * moved.latency_s + ends.latency_s,
-        gather_s=num_layers * max(0.0, gathered.latency_s + gathered.transfer_s - product_s),
+        gather_s=num_layers * gather_s,
     )
 
 
@@ -248,7 +251,7 @@ def round_wait_s(waits_s: Mapping[Change, float], device: Device) -> float:
 
     Where its messages are merged, statistics are small enough to travel in those of the others.
     """
-    if not EFFICIENCIES[device.kind].has_merged_rounds:
+    if not EFFICIENCIES[device.kind].is_asynchronous:
         return sum(waits_s.values())
     return max(
         (

@@ -96,16 +96,24 @@ def test_experts_that_are_computed():
     assert terms.products_s == pytest.approx(wide.products_s)
 
 
+@pytest.fixture
+def asynchronous(monkeypatch):
+    """A device of the tests that does at once what does not wait for each other."""
+    changed = {"cpu": replace(EFFICIENCIES["cpu"], is_asynchronous=True)}
+    monkeypatch.setattr("alpage.cost.forward.EFFICIENCIES", changed)
+
+
+BLOCK_BYTES = 2 * 8 * (2 * HEADS + 2 * KV_HEADS + 3 * HIDDEN)
+
+
+@pytest.mark.usefixtures("asynchronous")
 def test_gathers_are_hidden_behind_products():
     """Each of two devices computes its tokens with all weights, half of which come from the other.
 
-    Words are cut whatever the layout, and logits of half of them limited by memory.
-
-    Feed-forward, queries and keys with values are gathered one after the other on a CPU, and wait
-    for a hop each; only what that takes beyond a block's products counts.
+    Words are cut whatever the layout, and logits of half of them limited by memory. A gather waits
+    for a hop; only what it takes beyond a block's products counts.
     """
-    block_bytes = 2 * 8 * (2 * HEADS + 2 * KV_HEADS + 3 * HIDDEN)
-    gather_s = 3 * LINK["latency_s"] + block_bytes / 2 / LINK["bytes_per_s"]
+    gather_s = LINK["latency_s"] + BLOCK_BYTES / 2 / LINK["bytes_per_s"]
     mesh = machine(1, 2).mesh(x=1, y=1, z=2)
     shown = forward_terms(TINY, plain("fsdp"), mesh, step_of(2), Precision())
     logits_s = 2 * 8 * 50 / MEMORY_BYTES_PER_S
@@ -116,6 +124,15 @@ def test_gathers_are_hidden_behind_products():
     assert hidden.gather_s == 0
 
 
+def test_gathers_that_nothing_hides():
+    """Feed-forward, queries, and keys with values are gathered one after the other."""
+    gather_s = 3 * LINK["latency_s"] + BLOCK_BYTES / 2 / LINK["bytes_per_s"]
+    mesh = machine(1, 2).mesh(x=1, y=1, z=2)
+    shown = forward_terms(TINY, plain("fsdp"), mesh, step_of(200_000), Precision())
+    assert shown.gather_s == pytest.approx(3 * gather_s)
+
+
+@pytest.mark.usefixtures("asynchronous")
 def test_alike_changes_wait_once():
     """Megatron's block waits for two all-reduces, a parallel one for one; the rest is the ends'."""
     mesh = machine(1, 4).mesh(x=1, y=1, z=4)
