@@ -78,7 +78,7 @@ def _scheduler(setting: Setting) -> Scheduler:
     cost = PreemptionCost(swap_s_per_page=0.0, recompute_s_per_token=0.0)
     host = PagePool(0, setting.page_size, has_prefix_cache=False)
     return Scheduler(
-        KvMemory(PagePool(setting.num_pages, setting.page_size), host, cost),
+        [KvMemory(PagePool(setting.num_pages, setting.page_size), host, cost)],
         max_num_seqs=setting.max_num_seqs,
         max_num_batched_tokens=setting.max_num_batched_tokens,
     )

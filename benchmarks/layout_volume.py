@@ -12,7 +12,7 @@ from typing import Final, final
 from alpage.cost import Step
 from alpage.cost.forward import padded_sizes
 from alpage.hardware import Mesh, resolve_cluster
-from alpage.layout import Change, Layout, attentions, block_rounds, weight_changes
+from alpage.layout import Attention, Change, Layout, block_rounds, weight_changes
 from alpage.shapes import named_shape
 from alpage.workload import ModelShape
 
@@ -81,7 +81,7 @@ def _line(shape: ModelShape, layout: Layout, mesh: Mesh, points: frozenset[str] 
 def _elements(
     shape: ModelShape, layout: Layout, mesh: Mesh, num_tokens: int, points: frozenset[str] | None
 ) -> Fraction:
-    attention = attentions(layout)[0]
+    attention = Attention(layout=layout, batch=layout.tokens)
     step = Step(num_sequences=num_tokens, num_new_tokens=1, num_past_tokens=0)
     sizes = padded_sizes(shape, attention, mesh, step)
     rounds = (weight_changes(shape, attention, mesh), *block_rounds(shape, attention, mesh))

@@ -28,9 +28,9 @@ WIDE_DOORS = {
     "alpage": MAX_PUBLIC_NAMES,
     "alpage.hardware": 13,
     "alpage.layout": 15,
-    "alpage.cost": 15,
-    "alpage.partition": 9,
-    "alpage.planners": 16,
+    "alpage.cost": 16,
+    "alpage.partition": 11,
+    "alpage.planners": 19,
 }
 MAX_FIELDS = 12
 # A request's knobs, and an engine's, carry the names that vLLM and OpenAI gave them: all of them,

@@ -36,7 +36,7 @@ def compare(
             sharder = Partitioned(whole.shape, attention, mesh, communicator, num_tokens=batch)
             model = load(checkpoint, dtype=torch.float32, device=CPU, sharder=sharder)
             logits_BLV = model(tokens_BL, positions_BL)
-            difference = logits_BLV - sharder.tokens(expected_BLV)
+            difference = logits_BLV - expected_BLV
             key = f"{Path(path).name} {layout.name} {''.join(attention.batch)}"
             num_bytes = sum(sharder.collectives.payload_bytes.values())
             found[key] = [difference.abs().max().item(), float(num_bytes)]

@@ -226,7 +226,7 @@ def test_a_warm_up_leaves_nothing_behind(llm):
     warm_up(llm.engine)
     assert not llm.engine.has_unfinished
     tokens = [0] * 64
-    assert llm.engine.scheduler.memory.pool.match(tokens, len(tokens)).num_tokens == 0
+    assert llm.engine.scheduler.memories[0].pool.match(tokens, len(tokens)).num_tokens == 0
 
 
 # -- the command -----------------------------------------------------------------------------------

@@ -74,8 +74,8 @@ def test_greedy_tokens_equal_transformers_on_every_path(options, checkpoint, pro
     scheduler = llm.engine.scheduler
     if "swap_memory" in options:
         assert scheduler.num_preemptions > 0
-        assert (scheduler.memory.num_swapped_pages > 0) == (options["swap_memory"] != 0)
-    assert scheduler.memory.pool.num_held == 0
+        assert (scheduler.memories[0].num_swapped_pages > 0) == (options["swap_memory"] != 0)
+    assert scheduler.memories[0].pool.num_held == 0
 
 
 def test_prefix_hits_change_nothing(checkpoint, prompts, expected):
@@ -237,7 +237,7 @@ def test_a_stream_left_early_frees_its_pages(checkpoint):
     # One that is dropped before its first chunk, too.
     llm.stream([6, 7, 8], GREEDY)
     assert not llm.engine.has_unfinished
-    assert llm.engine.scheduler.memory.pool.num_held == 0
+    assert llm.engine.scheduler.memories[0].pool.num_held == 0
 
 
 def test_stop_strings_end_the_text_wherever_they_fall(checkpoint):
@@ -422,7 +422,7 @@ def test_bad_options_are_refused(options, named, checkpoint):
 
 def test_prompt_logprobs_hold_few_rows_of_the_vocabulary(checkpoint, monkeypatch):
     llm = make(checkpoint)
-    model = llm.engine.runner.model
+    model = llm.engine.runner.views[0].model
     rows = []
     plain = model.logits
 
@@ -454,7 +454,7 @@ def test_prompt_logprobs_survive_preemption(checkpoint, prompts):
 def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(checkpoint, monkeypatch):
     llm = make(checkpoint)
     expected = tokens(llm.generate([[6] * 40], GREEDY))
-    model = llm.engine.runner.model
+    model = llm.engine.runner.views[0].model
     with monkeypatch.context() as patch:
         patch.setattr(model, "logits", lambda x_RD: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -465,7 +465,7 @@ def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(checkpoint, monk
         with pytest.raises(OutOfMemory, match="max_num_batched_tokens"):
             llm.generate([[6] * 40], GREEDY)
     assert not llm.engine.has_unfinished
-    assert llm.engine.scheduler.memory.pool.num_held == 0
+    assert llm.engine.scheduler.memories[0].pool.num_held == 0
     # Nothing that the failed step was to compute is believed.
     output = llm.generate([[7] * 40], GREEDY)[0]
     assert output.metrics.cached_tokens == 0

@@ -166,7 +166,7 @@ def test_bfloat16_runs(family, tmp_path):
 
 def test_experts_equal_a_loop_over_tokens(tmp_path):
     make_tiny(tmp_path, "Mixtral", num_local_experts=5, num_experts_per_tok=3)
-    mlp = load_tiny(tmp_path, torch.float64).blocks[0].mlp
+    mlp = load_tiny(tmp_path, torch.float64).blocks["0"].mlp
     assert isinstance(mlp, RoutedMLP)
     x_BLD = torch.randn(2, 7, 64, dtype=torch.float64)
     expected = torch.zeros_like(x_BLD)

@@ -49,25 +49,48 @@ def answers(llm):
     ]
 
 
+CUTS = {
+    "1D": ("Llama", {"devices": 2, "layout": "ws_1d"}),
+    "Megatron": ("Llama", {"devices": 2, "layout": "megatron"}),
+    "2D": ("Llama", {"devices": 4, "layout": "ws_2d"}),
+    "as priced": ("GPT2", {"devices": 2}),
+    "experts": ("Mixtral", {"devices": 2, "layout": "ws_2d"}),
+    "over the batch": ("PaLM", {"devices": 2, "attention_sharding": "batch"}),
+    "grouped, over the batch": (
+        "Llama",
+        {"devices": 4, "layout": "ws_2d", "attention_sharding": "batch"},
+    ),
+    "stages": ("Llama", {"devices": 2, "stages": 2}),
+    "stages of two": ("PaLM", {"devices": 4, "stages": 2, "attention_sharding": "batch"}),
+    "gathered by x": ("Mixtral", {"devices": 4, "layout": "ws_2d", "prefill_layout": "wg_x"}),
+    "gathered by xy": ("GPT2", {"devices": 4, "layout": "ws_2d", "prefill_layout": "wg_xy"}),
+    "int8": ("Mixtral", {"devices": 2, "layout": "ws_2d", "quantization": "int8"}),
+    "int8, gathered": (
+        "PaLM",
+        {"devices": 4, "layout": "ws_2d", "prefill_layout": "wg_xy", "quantization": "int8"},
+    ),
+    "gathered, over the batch": (
+        "PaLM",
+        {
+            "devices": 4,
+            "layout": "ws_2d",
+            "prefill_layout": "wg_xyz",
+            "attention_sharding": "batch",
+        },
+    ),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "devices", "layout"),
-    [
-        ("Llama", 2, "ws_1d"),
-        ("Llama", 2, "megatron"),
-        ("Llama", 4, "ws_2d"),
-        ("GPT2", 2, "auto"),
-        ("Mixtral", 2, "ws_2d"),
-        ("PaLM", 2, "auto"),
-    ],
-)
-def test_tokens_are_those_of_one_device(family, devices, layout, paths):
-    one = LLM(paths / family, **OPTIONS)
-    many = LLM(paths / family, devices=devices, layout=layout, **OPTIONS)
+@pytest.mark.parametrize(("family", "cut"), CUTS.values(), ids=CUTS)
+def test_tokens_are_those_of_one_device(family, cut, paths):
+    one = LLM(paths / family, quantization=cut.get("quantization"), **OPTIONS)
+    many = LLM(paths / family, **cut, max_num_seqs=12, **OPTIONS)
     expected_tokens, expected_logprobs = answers(one)
     tokens, logprobs = answers(many)
     assert tokens == expected_tokens
     assert logprobs == pytest.approx(expected_logprobs, abs=1e-3)
+    assert answers(many)[0] == expected_tokens, "with what is cached"
     pids = many.engine.runner.pids
     many.engine.runner.stop()
     assert not any(map(is_alive, pids))
@@ -127,6 +150,8 @@ def test_ranks_end_with_their_process_and_run_nothing_of_its_main_module(paths, 
         ({"devices": 0}, InvalidValue, "devices=0: must be"),
         ({"devices": 2, "layout": "wg_x"}, InvalidValue, "layout='wg_x': must be one of"),
         ({"devices": 2, "device": "cuda"}, Unsupported, "CUDA"),
+        ({"devices": 4, "stages": 3}, InvalidValue, "stages=3: must divide devices=4"),
+        ({"devices": 4, "stages": 4}, InvalidValue, "num_stages=4: must be from 1 to 2"),
         ({"devices": 5}, InvalidValue, "devices=5: do not cut this model evenly"),
     ],
 )

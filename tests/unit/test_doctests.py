@@ -13,6 +13,7 @@ MODULES = [
     "layout.redistribution",
     "layout.sharding",
     "cost.arithmetic",
+    "partition.stage",
     "serve.pages",
 ]
 

@@ -53,7 +53,8 @@ def _moves(candidate: Candidate, turn: int | None, changes: Sequence[Change]) ->
     for change in changes:
         collectives = change.collectives(sizes, mesh, element_bytes[change.content])
         times = [collective_time(one, mesh, hop_s=hop_s) for one in collectives]
-        rides_along = change.content == "statistic" and len(changes) > 1
+        is_merged = EFFICIENCIES[mesh.cluster.device.kind].is_asynchronous and len(changes) > 1
+        rides_along = is_merged and change.content == "statistic"
         yield Move(
             turn=turn,
             change=change,

@@ -1,4 +1,4 @@
-"""Efficiency: what programs reach of a device's best, in six numbers a kind of device.
+"""Efficiency: what programs reach of a device's best, in six numbers and a word a kind of device.
 
 A product of [m, k] and [k, n] reaches `matmul * m/(m + half_rows) * k/(k + half_features) *
 n/(n + half_features)` of the peak: small products start slowly and leave parts of the matrix units
@@ -11,7 +11,7 @@ tokens in and 20 out on 16 and 32 A100 (table D.3 there), which bends `half_feat
 `hop_s`; `matmul` is that of TPUs, and `half_rows` as large as still lets memory, not arithmetic,
 limit a product of one row. A hop of either takes with it what programs lose around a collective:
 launches, synchronisation and small kernels. A CPU is described by what was measured on it, so it
-reaches all of it.
+reaches all of it; what it does one after the other is what our own program does.
 `python -m benchmarks.paper_layouts` prints what the numbers predict beside what was measured.
 """
 
@@ -33,6 +33,8 @@ class Efficiency:
         memory: share of the memory bandwidth that reading weights or keys and values reaches.
         score_bytes: bytes that attention moves for each score; 0 where scores never reach memory.
         hop_s: seconds that a hop of a collective takes beside the link's own latency.
+        is_asynchronous: whether all that moves in one round waits once, and weights are gathered
+            while products run; else one thing follows the other.
     """
 
     matmul: float
@@ -41,6 +43,7 @@ class Efficiency:
     memory: float
     score_bytes: float
     hop_s: float
+    is_asynchronous: bool
 
     def of_matmul(self, m: float, k: float, n: float) -> float:
         """Return the share of the peak that a product reaches.
@@ -62,6 +65,7 @@ EFFICIENCIES: Final[Mapping[str, Efficiency]] = MappingProxyType(
             memory=0.84,
             score_bytes=12,
             hop_s=4.9e-6,
+            is_asynchronous=True,
         ),
         "gpu": Efficiency(
             matmul=0.85,
@@ -70,9 +74,16 @@ EFFICIENCIES: Final[Mapping[str, Efficiency]] = MappingProxyType(
             memory=0.7,
             score_bytes=0,
             hop_s=12e-6,
+            is_asynchronous=True,
         ),
         "cpu": Efficiency(
-            matmul=1.0, half_rows=0, half_features=0, memory=1.0, score_bytes=0, hop_s=0.0
+            matmul=1.0,
+            half_rows=0,
+            half_features=0,
+            memory=1.0,
+            score_bytes=0,
+            hop_s=0.0,
+            is_asynchronous=False,
         ),
     }
 )

@@ -5,14 +5,14 @@ them follow one another; only weights that are gathered come while the products 
 wait for no activation (Pope et al. 2022, arXiv:2211.05102, sections 2 and 3).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import final
 
 from alpage.cost.collectives import CollectiveTime, collective_time
 from alpage.cost.efficiency import EFFICIENCIES, Efficiency
-from alpage.hardware import Mesh
+from alpage.hardware import Device, Mesh
 from alpage.layout import Attention, Change, block_rounds, ends_changes, weight_changes
 from alpage.workload import ModelShape
 
@@ -124,12 +124,15 @@ def forward_terms(
     product_s = _block_products_s(shape, attention, mesh, sizes, products)
     attention_s = _attention_s(attention, mesh, sizes, step, precision, products)
     num_layers = shape.num_layers
+    gather_s = gathered.latency_s + gathered.transfer_s
+    if efficiency.is_asynchronous:
+        gather_s = max(0.0, gather_s - product_s)
     return Terms(
-        products_s=num_layers * product_s + _logits_s(attention, mesh, sizes, step, products),
+        products_s=num_layers * product_s + _logits_s(mesh, sizes, step, products),
         attention_s=num_layers * attention_s,
         transfer_s=num_layers * moved.transfer_s + ends.transfer_s,
         latency_s=num_layers * moved.latency_s + ends.latency_s,
-        gather_s=num_layers * max(0.0, gathered.latency_s + gathered.transfer_s - product_s),
+        gather_s=num_layers * gather_s,
     )
 
 
@@ -138,11 +141,12 @@ def padded_sizes(shape: ModelShape, attention: Attention, mesh: Mesh, step: Step
     attention.layout.check_shape(shape, mesh)
     num_ranks = mesh.num_ranks
     num_shards = mesh.size(attention.sequence_axes)
-    head_shards = mesh.size(attention.layout.stored_ffw)
-    if attention.layout.embed:
-        head_shards *= mesh.size(attention.layout.embed)
+    layout = attention.layout
+    num_tokens = _up_to(step.num_sequences, num_shards) * step.num_new_tokens
+    projected_shards = mesh.size(layout.stored_ffw) * mesh.size(layout.embed)
+    head_shards = max(projected_shards, mesh.size(attention.queries().dims[1].axes))
     return {
-        "T": _up_to(step.num_sequences, num_shards) * step.num_new_tokens,
+        "T": _up_to(num_tokens, mesh.size(layout.tokens)),
         "E": shape.d_model,
         "F": shape.d_ff,
         "H": _up_to(shape.num_heads, head_shards),
@@ -204,13 +208,10 @@ def _attention_s(
     return max(flops / flops_per_s, memory_bytes / products.bytes_per_s)
 
 
-def _logits_s(
-    attention: Attention, mesh: Mesh, sizes: dict[str, int], step: Step, products: _Products
-) -> float:
+def _logits_s(mesh: Mesh, sizes: dict[str, int], step: Step, products: _Products) -> float:
     """Return the seconds of the vocabulary projection, behind each sequence's last token."""
-    num_shards = mesh.size(attention.layout.tokens)
-    rows = sizes["T"] / step.num_new_tokens / num_shards
-    return products.time_s(rows, sizes["E"], sizes["V"] * num_shards / mesh.num_ranks)
+    rows = sizes["T"] / step.num_new_tokens
+    return products.time_s(rows, sizes["E"], sizes["V"] / mesh.num_ranks)
 
 
 def _ends_time(
@@ -222,11 +223,12 @@ def _ends_time(
     precision: Precision,
 ) -> CollectiveTime:
     """Return the collectives of embedding, for all tokens, and logits, for the last ones."""
-    last = sizes | {"T": sizes["T"] // step.num_new_tokens}
+    num_last = _up_to(sizes["T"] // step.num_new_tokens, mesh.size(attention.layout.tokens))
+    sizes_of = {"embedding": sizes, "norm": sizes}
     return _sum(
         [
             _round_time(
-                (change,), last if change.point.startswith("logits") else sizes, mesh, precision
+                (change,), sizes_of.get(change.point, sizes | {"T": num_last}), mesh, precision
             )
             for change in ends_changes(shape, attention, mesh)
         ]
@@ -236,17 +238,29 @@ def _ends_time(
 def _round_time(
     changes: Sequence[Change], sizes: dict[str, int], mesh: Mesh, precision: Precision
 ) -> CollectiveTime:
-    """Return what changes that go together take: their bytes add up, their hops do not.
-
-    Statistics are small enough to travel in the messages of the others.
-    """
+    """Return what changes that go together take: their bytes add up."""
     times = [_change_time(change, sizes, mesh, precision) for change in changes]
-    waits_s = [
-        time.latency_s
-        for change, time in zip(changes, times, strict=True)
-        if change.content != "statistic" or len(changes) == 1
-    ]
-    return CollectiveTime(max(waits_s, default=0.0), sum(time.transfer_s for time in times))
+    waits_s = {change: time.latency_s for change, time in zip(changes, times, strict=True)}
+    return CollectiveTime(
+        round_wait_s(waits_s, mesh.cluster.device), sum(time.transfer_s for time in times)
+    )
+
+
+def round_wait_s(waits_s: Mapping[Change, float], device: Device) -> float:
+    """Return what a round waits, from what each of its changes would wait alone.
+
+    Where its messages are merged, statistics are small enough to travel in those of the others.
+    """
+    if not EFFICIENCIES[device.kind].is_asynchronous:
+        return sum(waits_s.values())
+    return max(
+        (
+            wait_s
+            for change, wait_s in waits_s.items()
+            if change.content != "statistic" or len(waits_s) == 1
+        ),
+        default=0.0,
+    )
 
 
 def _change_time(

@@ -23,13 +23,16 @@ class Attention:
 
     Attributes:
         layout: of the block.
-        batch: mesh axes that move from the heads to the tokens; the last ones of `head_axes`, or
-            none.
+        batch: mesh axes that cut the sequences: none, or the last ones of `head_axes`, those that
+            cut the layout's tokens among them. The other head axes cut the heads.
 
     >>> from alpage.layout.named import LAYOUTS
     >>> over_batch = Attention(layout=LAYOUTS["ws_2d"], batch=("y", "x"))
     >>> print(over_batch.projected(), over_batch.queries())
     TH_zyK partialsum-x T_yxH_zK
+    >>> gathered = Attention(layout=LAYOUTS["wg_xy"])
+    >>> print(gathered.projected(), gathered.queries())
+    T_yxH_zK TH_zyxK
     """
 
     layout: Layout
@@ -38,11 +41,13 @@ class Attention:
     def __post_init__(self) -> None:
         axes = head_axes(self.layout)
         assert self.batch == axes[len(axes) - len(self.batch) :], "batch takes the last axes"
+        assert not self.batch or len(self.batch) >= len(self.layout.tokens), "tokens stay cut"
 
     @property
     def sequence_axes(self) -> tuple[str, ...]:
-        """Mesh axes that cut the sequences while attending."""
-        return self.layout.tokens + self.batch
+        """Mesh axes that cut the sequences while attending: those of tokens stay the major ones."""
+        others = [axis for axis in self.batch if axis not in self.layout.tokens]
+        return (*self.layout.tokens, *others) if self.batch else ()
 
     def projected(self) -> Sharding:
         """Return how queries leave their projection."""
@@ -71,17 +76,16 @@ class Attention:
 
 
 def head_axes(layout: Layout) -> tuple[str, ...]:
-    """Return the mesh axes that the heads can be cut over once their summands are added."""
-    return layout.ffw + layout.embed
+    """Return the mesh axes that the heads can be cut over, with summands added and tokens whole."""
+    return layout.ffw + layout.embed + layout.tokens
 
 
 def attentions(layout: Layout) -> tuple[Attention, ...]:
     """Return the ways to attend under a layout: over heads first, then over ever more sequences."""
     axes = head_axes(layout)
-    return tuple(
-        Attention(layout=layout, batch=axes[len(axes) - num_axes :])
-        for num_axes in range(len(axes) + 1)
-    )
+    counts = range(max(1, len(layout.tokens)), len(axes) + 1)
+    over_batch = (Attention(layout=layout, batch=axes[len(axes) - num :]) for num in counts)
+    return (Attention(layout=layout), *over_batch)
 
 
 def dividing(axes: tuple[str, ...], num_heads: int, mesh: Mesh) -> tuple[str, ...]:

@@ -101,20 +101,22 @@ def weight_changes(shape: ModelShape, attention: Attention, mesh: Mesh) -> tuple
 def ends_changes(shape: ModelShape, attention: Attention, mesh: Mesh) -> tuple[Change, ...]:
     """Return the changes before the first and behind the last block: embedding, norm and logits.
 
-    The vocabulary is cut over all ranks. Tokens that are cut are gathered for both ends.
+    The vocabulary is cut over all ranks whatever the layout, so every token is looked up, and its
+    logits are computed, by all of them.
     """
     layout = attention.layout
-    vocab = tuple(axis for axis in mesh.names if axis not in layout.tokens)
-    found = Sharding(dims=(Dim(letter="T", axes=layout.tokens), Dim(letter="E")), partial=vocab)
-    whole = Sharding(dims=(Dim(letter="T", axes=layout.tokens), Dim(letter="E")))
-    cut = Sharding(dims=(Dim(letter="T", axes=layout.tokens), Dim(letter="V", axes=vocab)))
-    gathered = Sharding(dims=(Dim(letter="T", axes=layout.tokens), Dim(letter="V")))
+    tokens, vocab = Dim(letter="T"), mesh.names
+    found = Sharding(dims=(tokens, Dim(letter="E")), partial=vocab)
+    rows = Sharding(dims=(tokens, Dim(letter="E", axes=layout.residual)))
+    whole = Sharding(dims=(tokens, Dim(letter="E")))
+    cut = Sharding(dims=(tokens, Dim(letter="V", axes=vocab)))
     return _changing(
         (
             Change(point="embedding", before=found, after=layout.residual_sharding()),
             _norm(shape, attention),
-            Change(point="logits input", before=layout.residual_sharding(), after=whole),
-            Change(point="logits", before=cut, after=gathered),
+            Change(point="rows", before=layout.residual_sharding(), after=rows),
+            Change(point="logits input", before=rows, after=whole),
+            Change(point="logits", before=cut, after=Sharding(dims=(tokens, Dim(letter="V")))),
         )
     )
 

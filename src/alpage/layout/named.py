@@ -199,9 +199,9 @@ _ROWS = (
     _row("megatron", "-", "xzy", "-", "-", "xzy", "-"),
     _row("ws_2d", "x", "zy", "-", "x", "zy", "xzy"),
     _row("wg_x", "x", "zy", "x", "-", "zy", "zy"),
-    _row("wg_xy", "x", "zy", "xy", "-", "z", "z"),
-    _row("wg_xyz", "x", "zy", "xyz", "-", "-", "-"),
-    _row("fsdp", "xzy", "-", "xyz", "-", "-", "-"),
+    _row("wg_xy", "x", "zy", "yx", "-", "z", "z"),
+    _row("wg_xyz", "x", "zy", "zyx", "-", "-", "-"),
+    _row("fsdp", "xzy", "-", "zyx", "-", "-", "-"),
     _row("replicated", "-", "-", "-", "-", "-", "-"),
 )
 

@@ -9,9 +9,10 @@ from alpage.lazy import lazy_names
 
 if TYPE_CHECKING:
     from alpage.models import catalogue
-    from alpage.models.architectures import Model, build, load
+    from alpage.models.architectures import build, load
     from alpage.models.catalogue import resolve
     from alpage.models.checkpoint import Checkpoint, open_checkpoint
+    from alpage.models.model import Model
     from alpage.models.tokenizer import Tokenizer
 
 __all__ = [
@@ -29,7 +30,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "Checkpoint": "checkpoint",
-        "Model": "architectures",
+        "Model": "model",
         "Tokenizer": "tokenizer",
         "build": "architectures",
         "catalogue": "catalogue",

@@ -1,18 +1,17 @@
 """Architectures: which file computes which, and how a checkpoint becomes a model that runs."""
 
 import importlib
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from alpage.errors import Unsupported
 from alpage.models.checkpoint import Checkpoint
-from alpage.models.weights import fill
-from alpage.ops.attention import PagedKV
-from alpage.partition import REPLICATED, Sharder
-from alpage.workload import ModelShape
+from alpage.models.model import Model
+from alpage.models.quantize import Quantization
+from alpage.models.weights import fill, match
+from alpage.partition import REPLICATED, Sharder, Stage
 
 # Hugging Face's name of an architecture -> our file, which has `build` and `WEIGHTS`.
 ARCHITECTURES: Mapping[str, str] = {
@@ -24,35 +23,15 @@ ARCHITECTURES: Mapping[str, str] = {
 }
 
 
-class Model(Protocol):
-    """What serving and training need of a model."""
-
-    @property
-    def shape(self) -> ModelShape:
-        """Its sizes."""
-
-    @property
-    def max_positions(self) -> int:
-        """Tokens of the longest sequence."""
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Its weights."""
-
-    def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
-        """Return x_TD, what `logits` reads."""
-
-    def logits(self, x_RD: Tensor) -> Tensor:
-        """Return logits_RV."""
-
-
 def build(
-    config: Mapping[str, Any], sharder: Sharder = REPLICATED
+    config: Mapping[str, Any], sharder: Sharder = REPLICATED, stage: Stage | None = None
 ) -> tuple[Model, Mapping[str, tuple[str, ...]]]:
     """Return a model without weights, on the meta device, and the table of its weights' names.
 
     Args:
         config: a Hugging Face config.json.
         sharder: how it runs on this rank.
+        stage: the blocks that this rank has; None: all.
 
     Raises:
         Unsupported: no file here computes this architecture.
@@ -69,7 +48,7 @@ def build(
         )
     file = importlib.import_module(ARCHITECTURES[name])
     with torch.device("meta"):
-        return file.build(config, sharder), file.WEIGHTS
+        return file.build(config, sharder, stage), file.WEIGHTS
 
 
 def load(
@@ -78,16 +57,30 @@ def load(
     dtype: torch.dtype,
     device: torch.device,
     sharder: Sharder = REPLICATED,
+    stage: Stage | None = None,
+    quantization: Quantization | None = None,
+    twin: Model | None = None,
 ) -> Model:
-    """Return the checkpoint's model with its weights, ready to run.
+    """Return the checkpoint's model with its weights, or this rank's part of it, ready to run.
+
+    Args:
+        checkpoint: the whole model; all of it is checked, whatever the part.
+        dtype: of the weights.
+        device: that computes.
+        sharder: how it runs on this rank.
+        stage: the blocks that this rank has; None: all.
+        quantization: of matrices; None: they are of `dtype`.
+        twin: the same stage under a sharder that stores matrices alike: its matrices are taken,
+            and only what depends on the layout in use is loaded anew.
 
     Raises:
         Unsupported: no file here computes this architecture.
         BadCheckpoint: config and tensors do not fit each other.
+        InvalidValue: a weight cannot be cut into equal parts.
         OutOfMemory: the device cannot hold the weights.
     """
-    model, table = build(checkpoint.config, sharder)
-    assert isinstance(model, nn.Module)
-    fill(model, table, checkpoint.tensors, dtype=dtype, device=device)
-    sharder.cut(model)
+    whole, table = build(checkpoint.config)
+    sources = match(whole, table, checkpoint.tensors)
+    model, _ = build(checkpoint.config, sharder, stage)
+    fill(model, sources, sharder, dtype=dtype, device=device, quantization=quantization, twin=twin)
     return model.to(device).eval()

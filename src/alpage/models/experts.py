@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alpage.models.layers import Linear
+from alpage.models.layers import Layer, Linear
+from alpage.models.quantize import scaled_product
 from alpage.partition import Parts, Sharder
 from alpage.workload import ModelShape
 
@@ -43,10 +44,10 @@ class RoutedMLP(nn.Module):
         token_P = order_P // self.num_active
         # Sizes are the host's business: on a GPU this waits for the router.
         num_tokens_N = expert_P.bincount(minlength=self.num_experts).tolist()
-        gate_PF, up_PF = self.gate_up(x_TD.index_select(0, token_P), num_tokens_N).chunk(2, dim=-1)
+        both_PF = self.gate_up(x_TD.index_select(0, token_P), num_tokens_N)
         constrain = self.sharder.constrain
-        gate_PF = F.silu(constrain(gate_PF, "hidden, partial"))
-        hidden_PF = constrain(gate_PF * constrain(up_PF, "hidden, partial"), "hidden")
+        gate_PF, up_PF = constrain(both_PF.unflatten(-1, (2, -1)), "hidden, partial").unbind(-2)
+        hidden_PF = constrain(F.silu(gate_PF) * up_PF, "hidden")
         weight_P1 = weight_TA.flatten()[order_P, None]
         out_PD = (self.down(hidden_PF, num_tokens_N) * weight_P1).to(x.dtype)
         out_TD = torch.zeros_like(x_TD).index_add(0, token_P, out_PD)
@@ -61,7 +62,7 @@ class RoutedMLP(nn.Module):
 
 
 @final
-class ExpertLinear(nn.Module):
+class ExpertLinear(Layer):
     """A matrix for every expert. The weight is N matrices of as many rows as features out."""
 
     def __init__(self, num_experts: int, columns: Parts, rows: Parts, sharder: Sharder) -> None:
@@ -76,6 +77,13 @@ class ExpertLinear(nn.Module):
         """Multiply each expert's rows with its matrix; those that have none are not touched."""
         weight_NFD = self._sharder.weight(self.weight, self.rows, self.columns)
         x_NnD = torch.split(x_PD, num_tokens_N)
-        return torch.cat(
-            [F.linear(x_nD, weight_NFD[n]) for n, x_nD in enumerate(x_NnD) if len(x_nD)]
-        )
+        present = [(n, x_nD) for n, x_nD in enumerate(x_NnD) if len(x_nD)]
+        if self.scale is None:
+            return torch.cat([F.linear(x_nD, weight_NFD[n]) for n, x_nD in present])
+        scale_NF = self.scale
+        return torch.cat([scaled_product(x_nD, weight_NFD[n], scale_NF[n]) for n, x_nD in present])
+
+    @property
+    def is_quantizable(self) -> bool:
+        """All of them."""
+        return True

@@ -26,9 +26,10 @@ from torch import Tensor, nn
 
 from alpage.models.config import MAX_LAYERS, ConfigReader
 from alpage.models.layers import Embedding, Head, LayerNorm, Linear, Positions
+from alpage.models.model import Model
 from alpage.models.weights import Transposed
 from alpage.ops.attention import PagedKV, PagedLayer, attention
-from alpage.partition import REPLICATED, Sharder
+from alpage.partition import Sharder, Stage
 from alpage.workload import ModelShape
 
 
@@ -76,19 +77,24 @@ class GPT2Config:
 
 
 @final
-class GPT2(nn.Module):
-    """tokens_T -> logits_TV."""
+class GPT2(Model):
+    """tokens_T -> logits_TV, or a stage of the way."""
 
-    def __init__(self, config: GPT2Config, sharder: Sharder = REPLICATED) -> None:
+    def __init__(self, config: GPT2Config, sharder: Sharder, stage: Stage | None) -> None:
         super().__init__()
         shape = config.shape
+        stage = stage or Stage.whole(shape.num_layers)
         self.config = config
         self.sharder = sharder
-        self.embedding = Embedding(shape.vocab_size, shape.d_model, sharder)
-        self.positions = Positions(config.max_positions, shape.d_model)
-        self.blocks = nn.ModuleList(Block(config, sharder) for _ in range(shape.num_layers))
-        self.norm = LayerNorm(shape.d_model, config.norm_eps, sharder, has_bias=True)
-        self.head = None if shape.is_tied else Head(shape, sharder)
+        self.embedding = self.positions = self.norm = self.head = None
+        if stage.is_first or (stage.is_last and shape.is_tied):
+            self.embedding = Embedding(shape.vocab_size, shape.d_model, sharder)
+        if stage.is_first:
+            self.positions = Positions(config.max_positions, shape.d_model)
+        self.blocks = nn.ModuleDict({str(layer): Block(config, sharder) for layer in stage.layers})
+        if stage.is_last:
+            self.norm = LayerNorm(shape.d_model, config.norm_eps, sharder, has_bias=True)
+            self.head = self.embedding if shape.is_tied else Head(shape, sharder)
 
     @property
     def shape(self) -> ModelShape:
@@ -100,29 +106,34 @@ class GPT2(nn.Module):
         """Tokens of the longest sequence."""
         return self.config.max_positions
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
-        """Return logits_TV of every token.
-
-        Args:
-            tokens_T: token ids: flat with `kv`, [B, L] without.
-            positions_T: position of each token in its sequence, below `max_positions`.
-            kv: pages of the past; None: every row of [B, L] is a whole sequence.
-        """
-        return self.logits(self.hidden(tokens_T, positions_T, kv))
-
-    def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
-        """Return x_TD, what the vocabulary projection reads."""
+    def enter(self, tokens_T: Tensor, positions_T: Tensor) -> Tensor:
+        """Embed tokens and positions."""
+        assert self.embedding is not None, "the first stage enters"
+        assert self.positions is not None, "it has both"
+        x_TD = self.embedding(tokens_T)
         # The lookup itself asserts that there is such a position.
-        x_TD = self.embedding(self.sharder.tokens(tokens_T))
-        x_TD = x_TD + self.positions(self.sharder.tokens(positions_T))
-        for layer, block in enumerate(self.blocks):
+        return x_TD + self.positions(self.sharder.tokens(positions_T))  # type: ignore[no-any-return]
+
+    def through(
+        self,
+        x_TD: Tensor,
+        positions_T: Tensor,  # noqa: ARG002
+        kv: PagedKV | None = None,
+    ) -> Tensor:
+        """Run the blocks."""
+        for layer, block in enumerate(self.blocks.values()):
             x_TD = block(x_TD, None if kv is None else kv[layer])
+        return x_TD
+
+    def leave(self, x_TD: Tensor) -> Tensor:
+        """Normalise."""
+        assert self.norm is not None, "the last stage leaves"
         return self.norm(x_TD)  # type: ignore[no-any-return]
 
     def logits(self, x_RD: Tensor) -> Tensor:
-        """Return logits_RV of the rows that are asked for."""
-        head = self.embedding if self.head is None else self.head
-        return head.logits(x_RD)
+        """Project to the vocabulary."""
+        assert self.head is not None, "the last stage gives logits"
+        return self.head.logits(x_RD)
 
 
 @final
@@ -159,9 +170,9 @@ class Attention(nn.Module):
         """Project, attend, project back."""
         constrain = self.sharder.constrain
         qkv = self.qkv(constrain(x_TD, "block input"))
-        q_THK, k_THK, v_THK = qkv.unflatten(-1, (3, -1, self.head_dim)).unbind(-3)
-        q_THK = constrain(q_THK, "queries")
-        k_THK, v_THK = (constrain(x_THK, "keys and values") for x_THK in (k_THK, v_THK))
+        q_T1HK, kv_T2HK = qkv.unflatten(-1, (3, -1, self.head_dim)).split((1, 2), dim=-3)
+        q_THK = constrain(q_T1HK.squeeze(-3), "queries")
+        k_THK, v_THK = constrain(kv_T2HK, "keys and values").unbind(-3)
         out_THK = attention(q_THK, k_THK, v_THK, kv)
         return constrain(self.out(constrain(out_THK, "attended").flatten(-2)), "block output")
 
@@ -185,9 +196,9 @@ class MLP(nn.Module):
         return constrain(self.down(hidden_TF), "block output")
 
 
-def build(config: Mapping[str, Any], sharder: Sharder = REPLICATED) -> GPT2:
+def build(config: Mapping[str, Any], sharder: Sharder, stage: Stage | None) -> GPT2:
     """Return a GPT-2 without weights from a Hugging Face config.json."""
-    return GPT2(GPT2Config.from_hf(config), sharder)
+    return GPT2(GPT2Config.from_hf(config), sharder, stage)
 
 
 # Our parameter <- the Hugging Face tensor that it is. `{}` is the number of the block.

@@ -11,12 +11,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alpage.models.quantize import scaled_product
 from alpage.partition import REPLICATED, Parts, Sharder
 from alpage.workload import ModelShape
 
 
+class Layer(nn.Module):
+    """What has a weight, and says what that is made of (see `alpage.partition.Sharder.cut`).
+
+    Attributes:
+        weight: [..., rows, columns], or a vector that has `columns` alone.
+        bias: along the rows of a matrix, or like the vector; None: there is none.
+        scale: that every row of a matrix of whole numbers is multiplied with; None: of floats.
+        rows: parts of its rows; none of a vector.
+        columns: parts of its columns.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    scale: nn.Parameter | None
+    rows: Parts
+    columns: Parts
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = None
+
+    @property
+    def is_quantizable(self) -> bool:
+        """Whether whole numbers do: in matrices whose every output is a sum over many inputs."""
+        return False
+
+
 @final
-class Linear(nn.Module):
+class Linear(Layer):
     """x_...D -> x_...F. The weight is F rows of D, unset until it is loaded.
 
     Args:
@@ -44,11 +72,19 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Multiply."""
         weight_FD = self._sharder.weight(self.weight, self.rows, self.columns)
-        return F.linear(x, weight_FD, self.bias)
+        if self.scale is None:
+            return F.linear(x, weight_FD, self.bias)
+        out = scaled_product(x, weight_FD, self.scale)
+        return out if self.bias is None else out + self.bias
+
+    @property
+    def is_quantizable(self) -> bool:
+        """All but a router: its few outputs choose."""
+        return self.rows[0][0] != "-"
 
 
 @final
-class Embedding(nn.Module):
+class Embedding(Layer):
     """tokens_... -> x_...D."""
 
     def __init__(self, vocab_size: int, dim: int, sharder: Sharder = REPLICATED) -> None:
@@ -68,7 +104,7 @@ class Embedding(nn.Module):
 
 
 @final
-class Head(nn.Module):
+class Head(Layer):
     """x_...D -> logits_...V, of a vocabulary projection of its own."""
 
     def __init__(self, shape: ModelShape, sharder: Sharder = REPLICATED) -> None:
@@ -84,7 +120,7 @@ class Head(nn.Module):
 
 
 @final
-class Positions(nn.Module):
+class Positions(Layer):
     """positions_... -> x_...D, learned; cut as activations between blocks are."""
 
     def __init__(self, max_positions: int, dim: int) -> None:
@@ -99,7 +135,7 @@ class Positions(nn.Module):
 
 
 @final
-class LayerNorm(nn.Module):
+class LayerNorm(Layer):
     """(x - mean) / deviation * weight + bias of the last dim (Ba et al. 2016, arXiv:1607.06450)."""
 
     def __init__(
@@ -118,7 +154,7 @@ class LayerNorm(nn.Module):
 
 
 @final
-class RMSNorm(nn.Module):
+class RMSNorm(Layer):
     """x / rms(x) * weight over the last dim (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
     def __init__(self, dim: int, eps: float, sharder: Sharder = REPLICATED) -> None:

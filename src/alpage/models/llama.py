@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from alpage.models import rope
 from alpage.models.config import MAX_LAYERS, MAX_POSITIONS, ConfigReader
 from alpage.models.layers import Embedding, Head, Linear, RMSNorm
+from alpage.models.model import Model
 from alpage.ops.attention import PagedKV, PagedLayer, attention
-from alpage.partition import REPLICATED, Sharder
+from alpage.partition import Sharder, Stage
 from alpage.workload import ModelShape
 
 
@@ -87,18 +88,22 @@ class LlamaConfig:
 
 
 @final
-class Llama(nn.Module):
-    """tokens_T -> logits_TV."""
+class Llama(Model):
+    """tokens_T -> logits_TV, or a stage of the way."""
 
-    def __init__(self, config: LlamaConfig, sharder: Sharder = REPLICATED) -> None:
+    def __init__(self, config: LlamaConfig, sharder: Sharder, stage: Stage | None) -> None:
         super().__init__()
         shape = config.shape
+        stage = stage or Stage.whole(shape.num_layers)
         self.config = config
         self.sharder = sharder
-        self.embedding = Embedding(shape.vocab_size, shape.d_model, sharder)
-        self.blocks = nn.ModuleList(Block(config, sharder) for _ in range(shape.num_layers))
-        self.norm = RMSNorm(shape.d_model, config.norm_eps, sharder)
-        self.head = None if shape.is_tied else Head(shape, sharder)
+        self.embedding = self.norm = self.head = None
+        if stage.is_first or (stage.is_last and shape.is_tied):
+            self.embedding = Embedding(shape.vocab_size, shape.d_model, sharder)
+        self.blocks = nn.ModuleDict({str(layer): Block(config, sharder) for layer in stage.layers})
+        if stage.is_last:
+            self.norm = RMSNorm(shape.d_model, config.norm_eps, sharder)
+            self.head = self.embedding if shape.is_tied else Head(shape, sharder)
         frequency_J, self.turn_factor = rope.frequencies(
             shape.head_dim, config.rope_theta, config.rope_scaling, config.max_positions
         )
@@ -114,29 +119,28 @@ class Llama(nn.Module):
         """Tokens of the longest sequence."""
         return self.config.max_positions
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
-        """Return logits_TV of every token.
+    def enter(self, tokens_T: Tensor, positions_T: Tensor) -> Tensor:  # noqa: ARG002
+        """Embed."""
+        assert self.embedding is not None, "the first stage enters"
+        return self.embedding(tokens_T)  # type: ignore[no-any-return]
 
-        Args:
-            tokens_T: token ids: flat with `kv`, [B, L] without.
-            positions_T: position of each token in its sequence.
-            kv: pages of the past; None: every row of [B, L] is a whole sequence.
-        """
-        return self.logits(self.hidden(tokens_T, positions_T, kv))
-
-    def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
-        """Return x_TD, what the vocabulary projection reads."""
-        x_TD = self.embedding(self.sharder.tokens(tokens_T))
+    def through(self, x_TD: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
+        """Run the blocks."""
         position_T = self.sharder.attended(positions_T)
         turn_TK = rope.turns(position_T, self.frequency_J, self.turn_factor)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self.blocks.values()):
             x_TD = block(x_TD, turn_TK, None if kv is None else kv[layer])
+        return x_TD
+
+    def leave(self, x_TD: Tensor) -> Tensor:
+        """Normalise."""
+        assert self.norm is not None, "the last stage leaves"
         return self.norm(x_TD)  # type: ignore[no-any-return]
 
     def logits(self, x_RD: Tensor) -> Tensor:
-        """Return logits_RV of the rows that are asked for."""
-        head = self.embedding if self.head is None else self.head
-        return head.logits(x_RD)
+        """Project to the vocabulary."""
+        assert self.head is not None, "the last stage gives logits"
+        return self.head.logits(x_RD)
 
 
 @final
@@ -171,7 +175,7 @@ class Attention(nn.Module):
         self.head_dim = shape.head_dim
         self.window = window
         num_kv_heads = sharder.share("G", shape.num_kv_heads)
-        self.heads = [sharder.share("H", shape.num_heads), num_kv_heads, num_kv_heads]
+        self.heads = [sharder.share("H", shape.num_heads), 2 * num_kv_heads]
         embed = ("E", shape.d_model)
         query = ("H", shape.num_heads * shape.head_dim)
         key = value = ("G", shape.num_kv_heads * shape.head_dim)
@@ -182,11 +186,10 @@ class Attention(nn.Module):
         """Project, turn, attend, project back."""
         constrain = self.sharder.constrain
         qkv_THK = self.qkv(constrain(x_TD, "block input")).unflatten(-1, (-1, self.head_dim))
-        q_THK, k_TGK, v_TGK = qkv_THK.split(self.heads, dim=-2)
+        q_THK, kv_TGK = qkv_THK.split(self.heads, dim=-2)
         q_THK = rope.rotate(constrain(q_THK, "queries"), turn_TK)
-        k_TGK = rope.rotate(constrain(k_TGK, "keys and values"), turn_TK)
-        v_TGK = constrain(v_TGK, "keys and values")
-        out_THK = attention(q_THK, k_TGK, v_TGK, kv, window=self.window)
+        k_TGK, v_TGK = constrain(kv_TGK.unflatten(-2, (2, -1)), "keys and values").unbind(-3)
+        out_THK = attention(q_THK, rope.rotate(k_TGK, turn_TK), v_TGK, kv, window=self.window)
         return constrain(self.out(constrain(out_THK, "attended").flatten(-2)), "block output")
 
 
@@ -204,15 +207,15 @@ class MLP(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         """Gate."""
         constrain = self.sharder.constrain
-        gate_TF, up_TF = self.gate_up(constrain(x_TD, "block input")).chunk(2, dim=-1)
-        gate_TF = F.silu(constrain(gate_TF, "hidden, partial"))
-        hidden_TF = gate_TF * constrain(up_TF, "hidden, partial")
-        return constrain(self.down(constrain(hidden_TF, "hidden")), "block output")
+        both_T2F = self.gate_up(constrain(x_TD, "block input")).unflatten(-1, (2, -1))
+        gate_TF, up_TF = constrain(both_T2F, "hidden, partial").unbind(-2)
+        hidden_TF = constrain(F.silu(gate_TF) * up_TF, "hidden")
+        return constrain(self.down(hidden_TF), "block output")
 
 
-def build(config: Mapping[str, Any], sharder: Sharder = REPLICATED) -> Llama:
+def build(config: Mapping[str, Any], sharder: Sharder, stage: Stage | None) -> Llama:
     """Return a Llama without weights from a Hugging Face config.json."""
-    return Llama(LlamaConfig.from_hf(config), sharder)
+    return Llama(LlamaConfig.from_hf(config), sharder, stage)
 
 
 # Our parameter <- the Hugging Face tensors whose rows it stacks. `{}` is the number of the block.

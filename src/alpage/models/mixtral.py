@@ -24,9 +24,10 @@ from alpage.models.config import MAX_LAYERS, MAX_POSITIONS, ConfigReader
 from alpage.models.experts import RoutedMLP
 from alpage.models.layers import Embedding, Head, RMSNorm
 from alpage.models.llama import Attention
+from alpage.models.model import Model
 from alpage.models.weights import PerExpert
 from alpage.ops.attention import PagedKV, PagedLayer
-from alpage.partition import REPLICATED, Sharder
+from alpage.partition import Sharder, Stage
 from alpage.workload import ModelShape
 
 
@@ -93,18 +94,22 @@ class MixtralConfig:
 
 
 @final
-class Mixtral(nn.Module):
-    """tokens_T -> logits_TV."""
+class Mixtral(Model):
+    """tokens_T -> logits_TV, or a stage of the way."""
 
-    def __init__(self, config: MixtralConfig, sharder: Sharder = REPLICATED) -> None:
+    def __init__(self, config: MixtralConfig, sharder: Sharder, stage: Stage | None) -> None:
         super().__init__()
         shape = config.shape
+        stage = stage or Stage.whole(shape.num_layers)
         self.config = config
         self.sharder = sharder
-        self.embedding = Embedding(shape.vocab_size, shape.d_model, sharder)
-        self.blocks = nn.ModuleList(Block(config, sharder) for _ in range(shape.num_layers))
-        self.norm = RMSNorm(shape.d_model, config.norm_eps, sharder)
-        self.head = None if shape.is_tied else Head(shape, sharder)
+        self.embedding = self.norm = self.head = None
+        if stage.is_first or (stage.is_last and shape.is_tied):
+            self.embedding = Embedding(shape.vocab_size, shape.d_model, sharder)
+        self.blocks = nn.ModuleDict({str(layer): Block(config, sharder) for layer in stage.layers})
+        if stage.is_last:
+            self.norm = RMSNorm(shape.d_model, config.norm_eps, sharder)
+            self.head = self.embedding if shape.is_tied else Head(shape, sharder)
         frequency_J, self.turn_factor = rope.frequencies(
             shape.head_dim, config.rope_theta, config.rope_scaling, config.max_positions
         )
@@ -120,29 +125,28 @@ class Mixtral(nn.Module):
         """Tokens of the longest sequence."""
         return self.config.max_positions
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
-        """Return logits_TV of every token.
+    def enter(self, tokens_T: Tensor, positions_T: Tensor) -> Tensor:  # noqa: ARG002
+        """Embed."""
+        assert self.embedding is not None, "the first stage enters"
+        return self.embedding(tokens_T)  # type: ignore[no-any-return]
 
-        Args:
-            tokens_T: token ids: flat with `kv`, [B, L] without.
-            positions_T: position of each token in its sequence.
-            kv: pages of the past; None: every row of [B, L] is a whole sequence.
-        """
-        return self.logits(self.hidden(tokens_T, positions_T, kv))
-
-    def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
-        """Return x_TD, what the vocabulary projection reads."""
-        x_TD = self.embedding(self.sharder.tokens(tokens_T))
+    def through(self, x_TD: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
+        """Run the blocks."""
         position_T = self.sharder.attended(positions_T)
         turn_TK = rope.turns(position_T, self.frequency_J, self.turn_factor)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self.blocks.values()):
             x_TD = block(x_TD, turn_TK, None if kv is None else kv[layer])
+        return x_TD
+
+    def leave(self, x_TD: Tensor) -> Tensor:
+        """Normalise."""
+        assert self.norm is not None, "the last stage leaves"
         return self.norm(x_TD)  # type: ignore[no-any-return]
 
     def logits(self, x_RD: Tensor) -> Tensor:
-        """Return logits_RV of the rows that are asked for."""
-        head = self.embedding if self.head is None else self.head
-        return head.logits(x_RD)
+        """Project to the vocabulary."""
+        assert self.head is not None, "the last stage gives logits"
+        return self.head.logits(x_RD)
 
 
 @final
@@ -163,9 +167,9 @@ class Block(nn.Module):
         return x_TD + self.mlp(self.mlp_norm(x_TD))  # type: ignore[no-any-return]
 
 
-def build(config: Mapping[str, Any], sharder: Sharder = REPLICATED) -> Mixtral:
+def build(config: Mapping[str, Any], sharder: Sharder, stage: Stage | None) -> Mixtral:
     """Return a Mixtral without weights from a Hugging Face config.json."""
-    return Mixtral(MixtralConfig.from_hf(config), sharder)
+    return Mixtral(MixtralConfig.from_hf(config), sharder, stage)
 
 
 # Our parameter <- the Hugging Face tensors whose rows it stacks. `{}` is the number of the block,

@@ -40,9 +40,10 @@ from torch import Tensor, nn
 from alpage.models import rope
 from alpage.models.config import MAX_LAYERS, MAX_POSITIONS, ConfigReader
 from alpage.models.layers import Embedding, Head, LayerNorm, Linear
+from alpage.models.model import Model
 from alpage.models.weights import Columns
 from alpage.ops.attention import PagedKV, PagedLayer, attention
-from alpage.partition import REPLICATED, Sharder
+from alpage.partition import Sharder, Stage
 from alpage.workload import ModelShape
 
 
@@ -91,18 +92,22 @@ class PaLMConfig:
 
 
 @final
-class PaLM(nn.Module):
-    """tokens_T -> logits_TV."""
+class PaLM(Model):
+    """tokens_T -> logits_TV, or a stage of the way."""
 
-    def __init__(self, config: PaLMConfig, sharder: Sharder = REPLICATED) -> None:
+    def __init__(self, config: PaLMConfig, sharder: Sharder, stage: Stage | None) -> None:
         super().__init__()
         shape = config.shape
+        stage = stage or Stage.whole(shape.num_layers)
         self.config = config
         self.sharder = sharder
-        self.embedding = Embedding(shape.vocab_size, shape.d_model, sharder)
-        self.blocks = nn.ModuleList(Block(config, sharder) for _ in range(shape.num_layers))
-        self.norm = LayerNorm(shape.d_model, config.norm_eps, sharder, has_bias=False)
-        self.head = None if shape.is_tied else Head(shape, sharder)
+        self.embedding = self.norm = self.head = None
+        if stage.is_first or (stage.is_last and shape.is_tied):
+            self.embedding = Embedding(shape.vocab_size, shape.d_model, sharder)
+        self.blocks = nn.ModuleDict({str(layer): Block(config, sharder) for layer in stage.layers})
+        if stage.is_last:
+            self.norm = LayerNorm(shape.d_model, config.norm_eps, sharder, has_bias=False)
+            self.head = self.embedding if shape.is_tied else Head(shape, sharder)
         frequency_J, self.turn_factor = rope.frequencies(
             shape.head_dim, config.rope_theta, {}, config.max_positions
         )
@@ -118,29 +123,29 @@ class PaLM(nn.Module):
         """Tokens of the longest sequence."""
         return self.config.max_positions
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
-        """Return logits_TV of every token.
+    def enter(self, tokens_T: Tensor, positions_T: Tensor) -> Tensor:  # noqa: ARG002
+        """Embed."""
+        assert self.embedding is not None, "the first stage enters"
+        return self.embedding(tokens_T)  # type: ignore[no-any-return]
 
-        Args:
-            tokens_T: token ids: flat with `kv`, [B, L] without.
-            positions_T: position of each token in its sequence.
-            kv: pages of the past; None: every row of [B, L] is a whole sequence.
-        """
-        return self.logits(self.hidden(tokens_T, positions_T, kv))
-
-    def hidden(self, tokens_T: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
-        """Return x_TD, what the vocabulary projection reads."""
-        x_TD = self.embedding(self.sharder.tokens(tokens_T))
+    def through(self, x_TD: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
+        """Run the blocks."""
         position_T = self.sharder.attended(positions_T)
         turn_TK = rope.turns(position_T, self.frequency_J, self.turn_factor)
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self.blocks.values()):
             x_TD = block(x_TD, turn_TK, None if kv is None else kv[layer])
+        return x_TD
+
+    def leave(self, x_TD: Tensor) -> Tensor:
+        """Normalise."""
+        assert self.norm is not None, "the last stage leaves"
         return self.norm(x_TD)  # type: ignore[no-any-return]
 
     def logits(self, x_RD: Tensor) -> Tensor:
-        """Return logits_RV of the rows that are asked for."""
-        if self.head is None:
-            return self.embedding.logits(x_RD * self.shape.d_model**-0.5)
+        """Project to the vocabulary."""
+        assert self.head is not None, "the last stage gives logits"
+        if self.shape.is_tied:
+            x_RD = x_RD * self.shape.d_model**-0.5
         return self.head.logits(x_RD)
 
 
@@ -157,8 +162,8 @@ class Block(nn.Module):
             sharder.share("G", shape.num_kv_heads),
             sharder.share("F", shape.d_ff),
         )
-        self.heads = [sharder.share("H", shape.num_heads), num_kv_heads, num_kv_heads]
-        self.widths = [sum(self.heads) * shape.head_dim, num_ffw, num_ffw]
+        self.heads = [sharder.share("H", shape.num_heads), 2 * num_kv_heads]
+        self.widths = [sum(self.heads) * shape.head_dim, 2 * num_ffw]
         embed, gate = ("E", shape.d_model), ("F", shape.d_ff)
         query = ("H", shape.num_heads * shape.head_dim)
         key = value = ("G", shape.num_kv_heads * shape.head_dim)
@@ -170,20 +175,20 @@ class Block(nn.Module):
         """Project once for both, attend and gate, project back once for both."""
         constrain = self.sharder.constrain
         wide = self.qkv_gate_up(constrain(self.norm(x_TD), "block input"))
-        qkv, gate_TF, up_TF = wide.split(self.widths, dim=-1)
-        q_THK, k_TGK, v_TGK = qkv.unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=-2)
+        qkv, both_TF = wide.split(self.widths, dim=-1)
+        q_THK, kv_TGK = qkv.unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=-2)
         q_THK = rope.rotate(constrain(q_THK, "queries"), turn_TK)
-        k_TGK = rope.rotate(constrain(k_TGK, "keys and values"), turn_TK)
-        out_THK = attention(q_THK, k_TGK, constrain(v_TGK, "keys and values"), kv)
-        gate_TF = F.silu(constrain(gate_TF, "hidden, partial"))
-        hidden_TF = constrain(gate_TF * constrain(up_TF, "hidden, partial"), "hidden")
+        k_TGK, v_TGK = constrain(kv_TGK.unflatten(-2, (2, -1)), "keys and values").unbind(-3)
+        out_THK = attention(q_THK, rope.rotate(k_TGK, turn_TK), v_TGK, kv)
+        gate_TF, up_TF = constrain(both_TF.unflatten(-1, (2, -1)), "hidden, partial").unbind(-2)
+        hidden_TF = constrain(F.silu(gate_TF) * up_TF, "hidden")
         both = torch.cat((constrain(out_THK, "attended").flatten(-2), hidden_TF), dim=-1)
         return x_TD + constrain(self.out_down(both), "block output")
 
 
-def build(config: Mapping[str, Any], sharder: Sharder = REPLICATED) -> PaLM:
+def build(config: Mapping[str, Any], sharder: Sharder, stage: Stage | None) -> PaLM:
     """Return a PaLM without weights from a config.json."""
-    return PaLM(PaLMConfig.from_hf(config), sharder)
+    return PaLM(PaLMConfig.from_hf(config), sharder, stage)
 
 
 # Our parameter <- the stored tensors whose rows it stacks, or whose columns lie side by side in it.

@@ -5,6 +5,7 @@ whose rows it stacks; a marked one says how else they lie in it.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 
 from alpage.errors import BadCheckpoint
 from alpage.models.checkpoint import StoredTensor
+from alpage.models.layers import Layer
+from alpage.models.quantize import Quantization, int8_rows
+from alpage.partition import Sharder
 
 
 @final
@@ -35,36 +39,58 @@ class PerExpert(tuple[str, ...]):
     __slots__ = ()
 
 
-def fill(
-    model: nn.Module,
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The stored tensors that one parameter of a whole model is made of.
+
+    Attributes:
+        shape: of the parameter.
+        row: what the table says of it.
+        stored: the tensors by name, in order.
+    """
+
+    shape: tuple[int, ...]
+    row: tuple[str, ...]
+    stored: Mapping[str, StoredTensor]
+
+    def load(self, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+        """Return the parameter, with one stored tensor at a time in memory."""
+        parameter = torch.empty(self.shape, dtype=dtype, device=device)
+        lying, dim = _as_stored(parameter, self.row)
+        start = 0
+        for tensor in self.stored.values():
+            part = tensor.load()
+            lying.narrow(dim, start, part.shape[dim]).copy_(part)
+            start += part.shape[dim]
+        return nn.Parameter(parameter, requires_grad=False)
+
+
+def match(
+    whole: nn.Module,
     table: Mapping[str, tuple[str, ...]],
     tensors: Mapping[str, StoredTensor],
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
-    """Give every parameter of a model its values, with one stored tensor at a time in memory.
-
-    Nothing is allocated before all shapes are known to fit.
+) -> Mapping[str, Source]:
+    """Find every parameter of a whole model in a checkpoint. Nothing is read or allocated.
 
     Args:
-        model: its parameters may be on the meta device; they are replaced.
+        whole: its parameters may be on the meta device.
         table: our module's name <- the stored modules it is made of; `{}` is a block's number.
         tensors: the stored tensors by name.
-        dtype: of the parameters.
-        device: of the parameters.
+
+    Returns:
+        What each parameter is made of, by its name.
 
     Raises:
         BadCheckpoint: a tensor is missing, left over, or of the wrong shape.
     """
     tensors = _with_prefix(tensors, table)
     unused = {name for name in tensors if not _is_derived(name)}
-    has_head = False
-    stored_of: dict[str, dict[str, StoredTensor]] = {}
-    for name, parameter in model.named_parameters():
+    sources: dict[str, Source] = {}
+    for name, parameter in whole.named_parameters():
         row = _row(name, table)
-        sources = _sources(name, row, num_experts=len(parameter))
-        missing = [source for source in sources if source not in tensors]
+        names = _stored_names(name, row, num_experts=len(parameter))
+        missing = [stored for stored in names if stored not in tensors]
         if missing:
             raise BadCheckpoint(
                 field="tensor",
@@ -72,11 +98,11 @@ def fill(
                 limit="is missing from the checkpoint",
                 remedy="Get the checkpoint again, whole",
             )
-        stored_of[name] = {source: tensors[source] for source in sources}
-        _check_shapes(*_as_stored(parameter, row), stored_of[name])
-        unused.difference_update(sources)
-        has_head = has_head or name.startswith("head.")
-    if not has_head:
+        stored = {stored: tensors[stored] for stored in names}
+        _check_shapes(*_as_stored(parameter, row), stored)
+        unused.difference_update(names)
+        sources[name] = Source(shape=tuple(parameter.shape), row=row, stored=stored)
+    if not any(name.startswith("head.") for name in sources):
         # A tied checkpoint may store the projection that it shares with the embedding once more.
         unused.discard(f"{table['head'][0]}.weight")
     if unused:
@@ -86,11 +112,60 @@ def fill(
             limit=f"and {len(unused) - 1} others have no place in this architecture",
             remedy="Check that config.json belongs to these weights",
         )
-    for name, parameter in list(model.named_parameters()):
-        value = torch.empty(parameter.shape, dtype=dtype, device=device)
-        _join(*_as_stored(value, _row(name, table)), stored_of[name])
-        module, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(module), leaf, nn.Parameter(value, requires_grad=False))
+    return sources
+
+
+def fill(
+    model: nn.Module,
+    sources: Mapping[str, Source],
+    sharder: Sharder,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Quantization | None = None,
+    twin: nn.Module | None = None,
+) -> None:
+    """Give every parameter of a rank's part of a model its values.
+
+    A layer is cut as soon as it is whole, so no more than one whole weight is in memory.
+
+    Args:
+        model: has blocks of the whole model; its parameters, whole and on the meta device, are
+            replaced.
+        sources: what the whole model's parameters are made of.
+        sharder: cuts them.
+        dtype: of the parameters.
+        device: of the parameters.
+        quantization: of matrices; each is quantized while it is whole, so that no cut changes it.
+        twin: where matrices are taken from, instead of another copy.
+
+    Raises:
+        InvalidValue: a weight cannot be cut into equal parts.
+    """
+    for path, layer in model.named_modules():
+        if not isinstance(layer, Layer):
+            continue
+        taken = None if twin is None or _lies_as_activations(layer) else twin.get_submodule(path)
+        is_quantized = quantization is not None and layer.is_quantizable
+        if taken is None or is_quantized:
+            layer.weight = sources[f"{path}.weight"].load(dtype, device)
+        if is_quantized:
+            layer.weight, layer.scale = (
+                nn.Parameter(part, requires_grad=False) for part in int8_rows(layer.weight)
+            )
+        if layer.bias is not None:
+            layer.bias = sources[f"{path}.bias"].load(dtype, device)
+        sharder.cut(layer)
+        if taken is not None:
+            assert isinstance(taken, Layer)
+            assert taken.weight.shape == layer.weight.shape, f"{path} is not cut alike"
+            layer.weight = taken.weight
+    assert not any(parameter.is_meta for parameter in model.parameters()), "all are in layers"
+
+
+def _lies_as_activations(layer: Layer) -> bool:
+    """Whether its weight is cut as activations between blocks are: norms, learned positions."""
+    return any(letter == "R" for letter, _ in layer.columns)
 
 
 def _with_prefix(
@@ -109,7 +184,7 @@ def _row(name: str, table: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     return table[".".join("{}" if part.isdigit() else part for part in module.split("."))]
 
 
-def _sources(name: str, row: tuple[str, ...], num_experts: int) -> list[str]:
+def _stored_names(name: str, row: tuple[str, ...], num_experts: int) -> list[str]:
     """Return the names of the stored tensors that a parameter is made of, in order."""
     module, _, leaf = name.rpartition(".")
     numbers: list[object] = [part for part in module.split(".") if part.isdigit()]
@@ -144,14 +219,6 @@ def _check_shapes(parameter: Tensor, dim: int, stored: Mapping[str, StoredTensor
                 limit=f"does not fit a parameter of shape {tuple(parameter.shape)}",
                 remedy="Check that config.json belongs to these weights",
             )
-
-
-def _join(parameter: Tensor, dim: int, stored: Mapping[str, StoredTensor]) -> None:
-    start = 0
-    for tensor in stored.values():
-        part = tensor.load()
-        parameter.narrow(dim, start, part.shape[dim]).copy_(part)
-        start += part.shape[dim]
 
 
 def _is_derived(name: str) -> bool:

@@ -76,7 +76,7 @@ class PagedKV:
         self._pool = pool
         self._step = step
         self._backend = backend
-        self._plan = backend.plan(step, pool.page_size)
+        self._plan = backend.plan(step, pool.page_size) if step.num_queries else None
 
     def __getitem__(self, layer: int) -> PagedLayer:
         return PagedLayer(self._pool.layers[layer], self._step, self._plan, self._backend)
@@ -88,7 +88,8 @@ def attention(
     """Causal attention, scaled by 1/sqrt(K); query head h uses key/value head h // (H / G).
 
     Args:
-        q: q_BLHK without kv, q_THK with it.
+        q: q_BLHK without kv, q_THK with it; rows behind the step's tokens are padding, and give
+            zeros.
         k: k_BLGK or k_TGK.
         v: like k.
         kv: the pages to append to and to attend to; None: attend within the L positions given.
@@ -99,6 +100,15 @@ def attention(
     """
     if kv is None:
         return _dense(q, k, v, window)
+    num_tokens = len(kv.step.slot_T)
+    if num_tokens < len(q):
+        out = torch.zeros_like(q)
+        out[:num_tokens] = attention(
+            q[:num_tokens], k[:num_tokens], v[:num_tokens], kv, window=window
+        )
+        return out
+    if num_tokens == 0:
+        return q
     kv.backend.store(k, v, kv)
     return kv.backend.attend(q, kv, window)
 

@@ -1,6 +1,7 @@
 """Collectives: a planned collective carried out on this rank's shard, and its bytes counted."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -39,7 +40,7 @@ class Collectives:
             dims: the tensor's dim for each of the sharding's.
         """
         axes = collective.axes
-        ranks, mine = self._group(axes), self._communicator.rank
+        ranks, mine = self.group(axes), self._communicator.rank
         lengths = [self._mesh.size(axis) for axis in axes]
         places = tuple(dims[dim] for dim in collective.dims)
         match collective.kind:
@@ -61,14 +62,34 @@ class Collectives:
                 y = _merged(self._communicator.all_to_all(pieces, ranks), lengths, places)
                 self._count("all_to_all", x)
             case "permute":
-                after = self._group(collective.to_axes)
+                after = self.group(collective.to_axes)
                 # Who holds, along the old order, the number that this rank has along the new one.
                 source, target = ranks[after.index(mine)], after[ranks.index(mine)]
                 y = self._communicator.permute(x, ranks, source=source, target=target)
                 self._count("permute", x)
         return y
 
-    def _group(self, axes: tuple[str, ...]) -> Ranks:
+    def exchange(
+        self, pieces: Sequence[Tensor], axes: tuple[str, ...], num_rows: Sequence[int]
+    ) -> list[Tensor]:
+        """Send a piece to each rank of a group, and return what each sends here.
+
+        Args:
+            pieces: of equal shapes but for the first dim, one for each rank.
+            axes: of the group.
+            num_rows: first dim of what each rank sends here.
+        """
+        received = self._communicator.exchange(pieces, self.group(axes), num_rows)
+        self.payload_bytes["all_to_all"] += sum(piece.nbytes for piece in pieces)
+        return received
+
+    @property
+    def rank(self) -> int:
+        """Its own number in the mesh."""
+        return self._communicator.rank
+
+    def group(self, axes: tuple[str, ...]) -> Ranks:
+        """Return the ranks that differ from this one along axes at most, in their order."""
         if axes not in self._groups:
             self._groups[axes] = self._mesh.group(self._communicator.rank, axes)
         return self._groups[axes]

@@ -4,6 +4,7 @@ A group is named by its ranks, in the order that its lists have; all of them cal
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from itertools import combinations
 from typing import Any, Protocol, final
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from alpage.hardware import Mesh
 
 Ranks = tuple[int, ...]
+# Of all that a rank would receive: below, waiting for a second round takes longer than its bytes.
+_MAX_ONE_ROUND_BYTES = 2**18
 
 
 class Communicator(Protocol):
@@ -35,6 +38,11 @@ class Communicator(Protocol):
     def all_to_all(self, pieces: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
         """Return the piece that each rank has for this one."""
 
+    def exchange(
+        self, pieces: Sequence[Tensor], ranks: Ranks, num_rows: Sequence[int]
+    ) -> list[Tensor]:
+        """Like `all_to_all` of pieces that differ in their first dim, as the received ones do."""
+
     def permute(self, x: Tensor, ranks: Ranks, *, source: int, target: int) -> Tensor:
         """Send x to one rank of the group and return what another sends."""
 
@@ -43,14 +51,19 @@ class Communicator(Protocol):
 class ProcessGroups(Communicator):
     """Ranks that are processes, joined by `torch.distributed`: gloo on CPUs, NCCL on GPUs.
 
-    Making it is itself something that all ranks do together.
+    Making it is itself something that all ranks do together. With gloo every collective is made of
+    exchanges, in which each rank sends straight to each other: its own ones are several times
+    slower, and sum in an order that depends on the size.
 
     Args:
-        mesh: the ranks; there is a group for every set of its axes.
+        mesh: the ranks; there is a group for every set of its axes. Where there are more processes,
+            as many as the mesh has ranks in turn are a mesh of their own.
     """
 
     def __init__(self, mesh: Mesh) -> None:
-        self._rank = dist.get_rank()
+        own, self._rank = divmod(dist.get_rank(), mesh.num_ranks)
+        self._first = own * mesh.num_ranks
+        self._is_direct = dist.get_backend() == "gloo"
         axes = [name for name, size in mesh.axes if size > 1]
         groups = {
             tuple(sorted(mesh.group(rank, some)))
@@ -58,7 +71,13 @@ class ProcessGroups(Communicator):
             for some in combinations(axes, number)
             for rank in range(mesh.num_ranks)
         }
-        self._groups = {ranks: dist.new_group(list(ranks)) for ranks in sorted(groups)}
+        # All processes make all groups, in the same order.
+        for first in range(0, dist.get_world_size(), mesh.num_ranks):
+            made = {
+                ranks: dist.new_group([first + rank for rank in ranks]) for ranks in sorted(groups)
+            }
+            if first == self._first:
+                self._groups = made
 
     @property
     def rank(self) -> int:
@@ -68,18 +87,31 @@ class ProcessGroups(Communicator):
     def all_gather(self, x: Tensor, ranks: Ranks) -> list[Tensor]:
         """See `Communicator`."""
         x = x.contiguous()
+        if self._is_direct:
+            return self.all_to_all([x] * len(ranks), ranks)
         gathered = [torch.empty_like(x) for _ in ranks]
         dist.all_gather(gathered, x, group=self._group(ranks))
         return _reordered(gathered, sorted(ranks), ranks)
 
     def all_reduce(self, x: Tensor, ranks: Ranks) -> Tensor:
         """See `Communicator`."""
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=self._group(ranks))
-        return total
+        if not self._is_direct:
+            total = x.clone(memory_format=torch.contiguous_format)
+            dist.all_reduce(total, group=self._group(ranks))
+            return total
+        if x.nbytes * len(ranks) <= _MAX_ONE_ROUND_BYTES:
+            return _sum(self.all_gather(x, ranks))
+        # Two rounds send 2 (K - 1) / K of it, one would send K - 1.
+        parts = list(x.reshape(-1).tensor_split(len(ranks)))
+        mine = _sum(self.exchange(parts, ranks, [len(parts[ranks.index(self._rank)])] * len(ranks)))
+        return torch.cat(
+            self.exchange([mine] * len(ranks), ranks, [len(part) for part in parts])
+        ).view(x.shape)
 
     def reduce_scatter(self, pieces: Sequence[Tensor], ranks: Ranks) -> Tensor:
         """See `Communicator`."""
+        if self._is_direct:
+            return _sum(self.all_to_all(pieces, ranks))
         sent = [piece.contiguous() for piece in _reordered(pieces, ranks, sorted(ranks))]
         mine = torch.empty_like(sent[0])
         dist.reduce_scatter(mine, sent, group=self._group(ranks))
@@ -87,10 +119,24 @@ class ProcessGroups(Communicator):
 
     def all_to_all(self, pieces: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
         """See `Communicator`."""
-        sent = torch.stack(_reordered(pieces, ranks, sorted(ranks)))
-        received = torch.empty_like(sent)
-        dist.all_to_all_single(received, sent, group=self._group(ranks))
-        return _reordered(list(received), sorted(ranks), ranks)
+        received = self.exchange([piece[None] for piece in pieces], ranks, [1] * len(pieces))
+        return [piece[0] for piece in received]
+
+    def exchange(
+        self, pieces: Sequence[Tensor], ranks: Ranks, num_rows: Sequence[int]
+    ) -> list[Tensor]:
+        """See `Communicator`."""
+        if len(ranks) == 1:
+            return list(pieces)
+        order = sorted(ranks)
+        sent = _reordered(pieces, ranks, order)
+        num_sent = [len(piece) for piece in sent]
+        num_received = [num_rows[ranks.index(rank)] for rank in order]
+        received = sent[0].new_empty((sum(num_received), *sent[0].shape[1:]))
+        dist.all_to_all_single(
+            received, torch.cat(sent), num_received, num_sent, group=self._group(ranks)
+        )
+        return _reordered(torch.split(received, num_received), order, ranks)
 
     def permute(self, x: Tensor, ranks: Ranks, *, source: int, target: int) -> Tensor:
         """See `Communicator`. Only the two ranks take part."""
@@ -99,8 +145,8 @@ class ProcessGroups(Communicator):
             return x
         received = torch.empty_like(x, memory_format=torch.contiguous_format)
         operations = [
-            dist.P2POp(dist.isend, x.contiguous(), target),
-            dist.P2POp(dist.irecv, received, source),
+            dist.P2POp(dist.isend, x.contiguous(), self._first + target),
+            dist.P2POp(dist.irecv, received, self._first + source),
         ]
         for request in dist.batch_isend_irecv(operations):
             request.wait()
@@ -108,6 +154,11 @@ class ProcessGroups(Communicator):
 
     def _group(self, ranks: Ranks) -> Any:
         return self._groups[tuple(sorted(ranks))]
+
+
+def _sum(pieces: Sequence[Tensor]) -> Tensor:
+    """Return the sum in the order of the ranks, which is the same on all of them."""
+    return reduce(torch.add, pieces)
 
 
 def _reordered(

@@ -1,49 +1,39 @@
-"""Cut: the weights of a whole model become those of one rank."""
+"""Cut: the weights of a whole layer become those of one rank."""
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from alpage.partition.sharder import Parts
+from alpage.partition.sharder import Cuttable
 
 if TYPE_CHECKING:
     from alpage.partition.partitioned import Partitioned
 
 
-@runtime_checkable
-class Cuttable(Protocol):
-    """A layer that says what its weight is made of.
-
-    Attributes:
-        weight: [..., rows, columns], or a vector that has `columns` alone.
-        bias: along the rows of a matrix, or like the vector; None: there is none.
-        rows: parts of its rows; none of a vector.
-        columns: parts of its columns.
-    """
-
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-    rows: Parts
-    columns: Parts
-
-
-def cut(model: nn.Module, sharder: "Partitioned") -> None:
-    """Replace every parameter of a model that was built with a sharder by this rank's part.
+def cut(layer: Cuttable, sharder: "Partitioned") -> None:
+    """Replace the parameters of a layer by this rank's parts, which keep nothing of the whole.
 
     Raises:
         InvalidValue: a part cannot be cut evenly.
     """
-    for layer in model.modules():
-        if not isinstance(layer, Cuttable):
-            assert not list(layer.parameters(recurse=False)), "every parameter is in some layer"
-            continue
-        layer.weight = nn.Parameter(_weight_part(layer, sharder), requires_grad=False)
-        if layer.bias is not None:
-            layer.bias = nn.Parameter(_bias_part(layer, sharder), requires_grad=False)
+    layer.weight = nn.Parameter(_weight_part(layer, sharder), requires_grad=False)
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(_bias_part(layer, layer.bias, sharder), requires_grad=False)
+
+    if layer.scale is not None:
+        layer.scale = nn.Parameter(_scale_part(layer, layer.scale, sharder), requires_grad=False)
 
 
-def _weight_part(layer: Cuttable, sharder: "Partitioned") -> torch.Tensor:
+def _scale_part(layer: Cuttable, scale: Tensor, sharder: "Partitioned") -> Tensor:
+    parts = torch.split(scale, [size for _, size in layer.rows], dim=-1)
+    return torch.cat(
+        [sharder.vector_part(part, row) for (row, _), part in zip(layer.rows, parts, strict=True)],
+        dim=-1,
+    )
+
+
+def _weight_part(layer: Cuttable, sharder: "Partitioned") -> Tensor:
     if not layer.rows:
         return sharder.vector_part(layer.weight, layer.columns[0][0]).clone()
     bands = torch.split(layer.weight, [size for _, size in layer.rows], dim=-2)
@@ -65,11 +55,10 @@ def _weight_part(layer: Cuttable, sharder: "Partitioned") -> torch.Tensor:
     )
 
 
-def _bias_part(layer: Cuttable, sharder: "Partitioned") -> torch.Tensor:
-    assert layer.bias is not None
+def _bias_part(layer: Cuttable, bias: Tensor, sharder: "Partitioned") -> Tensor:
     if not layer.rows:
-        return sharder.vector_part(layer.bias, layer.columns[0][0]).clone()
-    parts = torch.split(layer.bias, [size for _, size in layer.rows])
+        return sharder.vector_part(bias, layer.columns[0][0]).clone()
+    parts = torch.split(bias, [size for _, size in layer.rows])
     return torch.cat(
         [
             sharder.bias_part(part, row, layer.columns)

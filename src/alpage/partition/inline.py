@@ -123,6 +123,17 @@ class _InlineRank(Communicator):
         place = ranks.index(self._rank)
         return [others[place] for others in self._board.exchange(self._rank, ranks, pieces)]
 
+    def exchange(
+        self,
+        pieces: Sequence[Tensor],
+        ranks: Ranks,
+        num_rows: Sequence[int],
+    ) -> list[Tensor]:
+        """See `Communicator`."""
+        received = self.all_to_all(pieces, ranks)
+        assert [len(piece) for piece in received] == list(num_rows), "homes agree on their tokens"
+        return received
+
     def permute(self, x: Tensor, ranks: Ranks, *, source: int, target: int) -> Tensor:
         """See `Communicator`."""
         del target

@@ -8,7 +8,7 @@ import dataclasses
 from math import ceil
 
 from alpage.hardware import Mesh
-from alpage.layout import Attention, head_axes
+from alpage.layout import Attention
 from alpage.workload import ModelShape
 
 
@@ -26,8 +26,12 @@ def padded(shape: ModelShape, attention: Attention, mesh: Mesh) -> ModelShape:
     64
     """
     layout = attention.layout
-    num_head_shards = max(mesh.size(head_axes(layout)), mesh.size(layout.stored_ffw))
-    num_vocab_shards = mesh.num_ranks // mesh.size(layout.tokens)
+    projected_axes = layout.ffw + layout.embed
+    num_head_shards = max(
+        mesh.size(axes)
+        for axes in (layout.stored_ffw, projected_axes, attention.queries().dims[1].axes)
+    )
+    num_vocab_shards = mesh.num_ranks
     num_heads, num_kv_heads = shape.num_heads, shape.num_kv_heads
     if num_kv_heads == 1:
         num_heads = ceil(num_heads / num_head_shards) * num_head_shards

@@ -12,7 +12,7 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from alpage.errors import InvalidValue
 from alpage.hardware import Mesh
@@ -21,6 +21,7 @@ from alpage.layout import (
     Change,
     Collective,
     Dim,
+    Layout,
     Sharding,
     block_rounds,
     dividing,
@@ -30,8 +31,9 @@ from alpage.layout import (
 from alpage.partition.collectives import Collectives
 from alpage.partition.communicator import Communicator
 from alpage.partition.cut import cut
+from alpage.partition.homes import Homes
 from alpage.partition.padding import padded
-from alpage.partition.sharder import Parts, Sharder
+from alpage.partition.sharder import Cuttable, Parts, Sharder
 from alpage.workload import ModelShape
 
 
@@ -55,6 +57,9 @@ class Partitioned(Sharder):
         communicator: this rank's side.
         num_tokens: tokens (or sequences of [B, L]) of a step are a multiple of this; at least the
             ranks that tokens are cut over.
+        homes: mesh axes over which sequences have homes, a rank that attends for all their tokens;
+            the last of the attention's head axes, of which it cuts no sequences then. A step is
+            flat, and `place` says beforehand how many of its tokens are at home where.
 
     Raises:
         InvalidValue: the model cannot be cut into equal parts as the layout asks.
@@ -68,6 +73,7 @@ class Partitioned(Sharder):
         communicator: Communicator,
         *,
         num_tokens: int,
+        homes: tuple[str, ...] = (),
     ) -> None:
         self.collectives = Collectives(mesh, communicator)
         self._attention = attention
@@ -76,12 +82,14 @@ class Partitioned(Sharder):
         layout = attention.layout
         layout.check(mesh)
         layout.check_shape(shape, mesh)
-        self._vocab = tuple(axis for axis in mesh.names if axis not in layout.tokens)
         self._vocab_size = shape.vocab_size
         self._whole = {"H": shape.num_heads, "G": shape.num_kv_heads, "V": shape.vocab_size}
         shape = padded(shape, attention, mesh)
         self._padded = {"H": shape.num_heads, "G": shape.num_kv_heads, "V": shape.vocab_size}
         self._shape = shape
+        self._homes = (
+            Homes(attention, shape.num_kv_heads, mesh, self.collectives, homes) if homes else None
+        )
         self._stored = self._axes(layout.stored_embed, layout.stored_ffw)
         self._used = self._axes(layout.embed, layout.ffw)
         sizes = {
@@ -96,13 +104,15 @@ class Partitioned(Sharder):
         }
         changes = [change for round_ in block_rounds(shape, attention, mesh) for change in round_]
         changes += ends_changes(shape, attention, mesh)
+        changes.append(_asked_rows(layout))
         self._points = {change.point: _point(change, sizes, mesh) for change in changes}
         self._gathers: dict[tuple[str, str], tuple[Collective, ...]] = {}
-        self._kv_heads = self._needed_kv_heads()
+        kept = attention.queries().dims[1].axes
+        self._kv_heads = self._needed_kv_heads(kept[: len(kept) - len(homes)])
 
-    def cut(self, model: nn.Module) -> None:
+    def cut(self, layer: Cuttable) -> None:
         """See `Sharder`."""
-        cut(model, self)
+        cut(layer, self)
 
     # -- what a model asks ---------------------------------------------------------------------
 
@@ -131,10 +141,17 @@ class Partitioned(Sharder):
 
     def constrain(self, x: Tensor, point: str) -> Tensor:
         """See `Sharder`."""
+        homes = self._homes
+        if homes is not None and point == "attended":
+            x = homes.attended(x)
         if point in self._points:
             here = self._points[point]
             for collective in here.collectives:
                 x = self.collectives.run(x, collective, here.dims)
+        if homes is not None and point == "queries":
+            x = homes.queries(x)
+        if homes is not None and point == "keys and values":
+            x = homes.keys_and_values(x)
         if point == "keys and values" and self._kv_heads is not None:
             first, num_heads = self._kv_heads
             x = x.narrow(-2, first, num_heads)
@@ -148,14 +165,25 @@ class Partitioned(Sharder):
 
     def attended(self, tokens: Tensor) -> Tensor:
         """See `Sharder`."""
+        if self._homes is not None:
+            return self._homes.mine(tokens)
         return self._cut(tokens, 0, self._attention.sequence_axes, "sequences")
+
+    def place(self, num_tokens: Sequence[int]) -> None:
+        """See `Sharder`. Tokens lie in the order of their homes."""
+        if self._homes is not None:
+            self._homes.num_tokens = list(num_tokens)
 
     def embed(self, tokens: Tensor, weight_VE: Tensor) -> Tensor:
         """Look up those tokens whose rows are here; the others' summands are zero."""
-        row = tokens - self._number(self._vocab) * len(weight_VE)
-        is_here = (row >= 0) & (row < len(weight_VE))
-        x = F.embedding(row * is_here, weight_VE) * is_here[..., None]
-        return self.constrain(x, "embedding")
+        return self.constrain(self._picked(weight_VE, tokens, self._mesh.names), "embedding")
+
+    def rows(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        """See `Sharder`."""
+        if places is None:
+            return self.constrain(x, "rows")
+        token_axes = self._attention.layout.tokens
+        return self.constrain(self._picked(x, places, token_axes), "asked rows")
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Sharder`. Squares are added in float32 at least."""
@@ -175,12 +203,12 @@ class Partitioned(Sharder):
 
     def stored_part(self, tile: Tensor, row: str, column: str) -> Tensor:
         """Return this rank's shard of one part of a weight, [rows, columns] at its end."""
-        tile = self._cut(self._pad(tile, -2, row), -2, self._stored[row], row)
-        return self._cut(self._pad(tile, -1, column), -1, self._stored[column], column)
+        tile = self._cut(tile, -2, self._stored[row], row)
+        return self._cut(tile, -1, self._stored[column], column)
 
     def vector_part(self, part: Tensor, letter: str) -> Tensor:
         """Return this rank's shard of a vector that is multiplied along a logical axis."""
-        return self._cut(self._pad(part, -1, letter), -1, self._used[letter], letter)
+        return self._cut(part, -1, self._used[letter], letter)
 
     def bias_part(self, part: Tensor, row: str, columns: Parts) -> Tensor:
         """Return this rank's shard of a bias: where products come as summands, one has it."""
@@ -196,36 +224,39 @@ class Partitioned(Sharder):
             "F": ffw,
             "H": ffw,
             "G": dividing(ffw, self._shape.num_kv_heads, self._mesh),
-            "V": self._vocab,
+            "V": self._mesh.names,
             "R": self._attention.layout.residual,
             "-": (),
         }
 
-    def _number(self, axes: Sequence[str]) -> int:
+    def _number(self, axes: tuple[str, ...]) -> int:
         """Return which shard this rank has of a dim that is cut over axes."""
-        number = 0
-        for axis in axes:
-            number = number * self._mesh.size(axis) + self._at[axis]
-        return number
+        return self.collectives.group(axes).index(self.collectives.rank)
+
+    def _picked(self, x: Tensor, rows: Tensor, axes: tuple[str, ...]) -> Tensor:
+        """Return rows of a tensor that is cut over axes; zeros for those that are not here."""
+        row = rows - self._number(axes) * len(x)
+        is_here = (row >= 0) & (row < len(x))
+        return F.embedding(row * is_here, x) * is_here[..., None]
 
     def _cut(self, x: Tensor, dim: int, axes: tuple[str, ...], name: str) -> Tensor:
-        num_shards = self._mesh.size(axes)
-        if x.shape[dim] % num_shards:
+        """Return this rank's shard of a dim; shards behind its end are filled up with zeros."""
+        size, num_shards = self._padded_size(name, x.shape[dim]), self._mesh.size(axes)
+        if size % num_shards:
             raise InvalidValue(
                 field=name,
-                value=x.shape[dim],
+                value=size,
                 limit=f"cannot be cut into {num_shards} equal parts",
                 remedy="Choose another mesh or layout, or a batch that is a multiple",
             )
-        return x.chunk(num_shards, dim)[self._number(axes)]
-
-    def _pad(self, x: Tensor, dim: int, letter: str) -> Tensor:
-        num_missing = self._padded_size(letter, x.shape[dim]) - x.shape[dim]
-        if num_missing == 0:
-            return x
-        sizes = list(x.shape)
-        sizes[dim] = num_missing
-        return torch.cat((x, x.new_zeros(sizes)), dim)
+        length = size // num_shards
+        start = min(self._number(axes) * length, x.shape[dim])
+        part = x.narrow(dim, start, min(length, x.shape[dim] - start))
+        if part.shape[dim] == length:
+            return part
+        sizes = list(part.shape)
+        sizes[dim] = length - part.shape[dim]
+        return torch.cat((part, part.new_zeros(sizes)), dim)
 
     def _padded_size(self, letter: str, size: int) -> int:
         if letter not in self._padded:
@@ -252,14 +283,13 @@ class Partitioned(Sharder):
             tile = self.collectives.run(tile, collective, (-2, -1))
         return tile
 
-    def _needed_kv_heads(self) -> tuple[int, int] | None:
+    def _needed_kv_heads(self, query_axes: tuple[str, ...]) -> tuple[int, int] | None:
         """Return first and number of the key/value heads that this rank's query heads ask for.
 
         None where that is all that it has.
         """
         shape, mesh = self._shape, self._mesh
-        query_axes = self._attention.queries().dims[1].axes
-        kv_axes = self._attention.kv(shape.num_kv_heads, mesh).dims[1].axes
+        kv_axes = dividing(query_axes, shape.num_kv_heads, mesh)
         num_queries = shape.num_heads // mesh.size(query_axes)
         num_here = shape.num_kv_heads // mesh.size(kv_axes)
         per_kv_head = shape.num_heads // shape.num_kv_heads
@@ -276,6 +306,16 @@ def _point(change: Change, sizes: dict[str, int], mesh: Mesh) -> _Point:
     # Tokens come first; what a token has comes last, whatever lies between, as in [B, L, H, K].
     dims = tuple(0 if letter == "T" else i - len(letters) for i, letter in enumerate(letters))
     return _Point(change.collectives(sizes, mesh, 1), dims)
+
+
+def _asked_rows(layout: Layout) -> Change:
+    """Return how rows come together that only the rank of their token knows."""
+    dims = (Dim(letter="T"), Dim(letter="E", axes=layout.residual))
+    return Change(
+        point="asked rows",
+        before=Sharding(dims=dims, partial=layout.tokens),
+        after=Sharding(dims=dims),
+    )
 
 
 def _matrix(axes: dict[str, tuple[str, ...]], row: str, column: str) -> Sharding:

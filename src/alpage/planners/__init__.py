@@ -15,6 +15,7 @@ from alpage.planners.layouts import (
 )
 from alpage.planners.pareto import frontier, slices, sweep
 from alpage.planners.remedies import Remedies, remedies
+from alpage.planners.serving import ServingPlan, StepLayout, plan_serving
 from alpage.planners.switch import Switch
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "Objective",
     "Phase",
     "Remedies",
+    "ServingPlan",
+    "StepLayout",
     "Switch",
     "candidates",
     "choose_layout",
@@ -31,6 +34,7 @@ __all__ = [
     "frontier",
     "meshes",
     "plan_inference",
+    "plan_serving",
     "remedies",
     "slices",
     "sweep",

@@ -206,24 +206,27 @@ def ways(mesh: Mesh, step: Step, *, has_mixed: bool = False) -> Iterator[Attenti
     Args:
         mesh: the devices.
         step: with the batch.
-        has_mixed: whether attention comes over heads and fewer sequences, too.
+        has_mixed: whether attention comes over heads and fewer sequences, too, and over heads of
+            tokens that are cut.
     """
     for layout in _ORDER:
         tokens, ffw = layout.tokens, layout.ffw
+        if tokens and ffw and 1 in (mesh.size(tokens[:1]), mesh.size(ffw)):
+            continue  # Gathering over one axis less, or over all, is the same.
+        if has_mixed and tokens and mesh.size(tokens) <= step.num_tokens:
+            yield Attention(layout=layout)
         if step.num_sequences < mesh.size(tokens):
             continue
-        if tokens and ffw and 1 in (mesh.size(tokens[-1:]), mesh.size(ffw)):
-            continue  # Gathering over one axis less, or over all, is the same.
-        over_heads, *over_batch = attentions(layout)
         # Axes of one rank cut nothing more, so of as many shards there is one.
         filled = {
             num_shards: attention
-            for attention in over_batch
+            for attention in attentions(layout)
             if mesh.size(tokens)
             < (num_shards := mesh.size(attention.sequence_axes))
             <= step.num_sequences
         }
-        yield from (over_heads, *list(filled.values())[0 if has_mixed else -1 :])
+        own = Attention(layout=layout, batch=tokens)
+        yield from (own, *list(filled.values())[0 if has_mixed else -1 :])
 
 
 def priced(

@@ -28,6 +28,7 @@ from alpage.cost import (
     collective_time,
     forward_terms,
     padded_sizes,
+    round_wait_s,
     step_flops,
 )
 from alpage.hardware import Mesh
@@ -194,12 +195,13 @@ def _one_shot_s(candidate: Candidate) -> float:
     sizes = padded_sizes(shape, attention, mesh, candidate.step)
 
     def wait_s(changes: Sequence[Change]) -> float:
-        # Statistics travel in the messages of the others.
-        return max(
-            sum(_reach_s(one, mesh) for one in change.collectives(sizes, mesh, element_bytes=1))
+        reach_s = {
+            change: sum(
+                _reach_s(one, mesh) for one in change.collectives(sizes, mesh, element_bytes=1)
+            )
             for change in changes
-            if change.content != "statistic" or len(changes) == 1
-        )
+        }
+        return round_wait_s(reach_s, mesh.cluster.device)
 
     block_s = sum(wait_s(changes) for changes in block_rounds(shape, attention, mesh))
     ends_s = sum(wait_s((change,)) for change in ends_changes(shape, attention, mesh))

@@ -91,7 +91,7 @@ def calibrate(num_devices: int) -> Calibration:
     fit = fit_link(ceilings.collectives) if num_devices > 1 else None
     link = Link(
         name=("NCCL" if num_gpus else "gloo") if fit else "none: one device",
-        topology="ring",
+        topology="switch",
         bytes_per_s=fit.bytes_per_s if fit else device.memory_bytes_per_s,
         latency_s=fit.latency_s if fit else 0.0,
         source=source,

@@ -1,14 +1,15 @@
 """Link fit: latency and bandwidth of a link, from times of collectives over it.
 
-The model is the one of a ring of K ranks: it takes a number of hops, each of which waits for the
-latency, and in all of them together every rank sends a number of bytes (Thakur et al. 2005,
-doi:10.1177/1094342005051521):
+The model is the one of K ranks behind a switch: a collective takes a number of hops, each of which
+waits for the latency, and in all of them together every rank sends a number of bytes (Thakur et al.
+2005, doi:10.1177/1094342005051521):
 
     time_s = latency_s * num_hops + wire_bytes / bytes_per_s
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil, log2
 from types import MappingProxyType
 from typing import Final, final
 
@@ -33,16 +34,17 @@ class TimedCollective:
 
     @property
     def num_hops(self) -> int:
-        """Messages that wait for each other in a ring."""
-        return _ROUNDS[self.kind] * (self.num_ranks - 1)
+        """Messages that wait for each other."""
+        return _ROUNDS[self.kind] * ceil(log2(self.num_ranks))
 
     @property
     def wire_bytes(self) -> int:
-        """Bytes that one rank of a ring sends."""
-        return self.num_hops * self.full_bytes // self.num_ranks
+        """Bytes that one rank sends."""
+        sent_once = self.full_bytes * (self.num_ranks - 1) // self.num_ranks
+        return _ROUNDS[self.kind] * sent_once
 
 
-# A ring's all-reduce is a reduce-scatter and an all-gather.
+# An all-reduce is a reduce-scatter and an all-gather.
 _ROUNDS: Final[Mapping[str, int]] = MappingProxyType(
     {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 2, "all_to_all": 1}
 )

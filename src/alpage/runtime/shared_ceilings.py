@@ -1,8 +1,8 @@
 """Shared ceilings: what each of several processes gets of this machine while all of them work.
 
 Every rate is taken from one barrier to the next, so that nobody is measured while others rest: what
-one gets is what remains if everybody wants it. Collectives are those of gloo between CPUs, of NCCL
-between GPUs.
+one gets is what remains if everybody wants it. Collectives are those that a partitioned
+model uses.
 """
 
 import time
@@ -14,6 +14,8 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from alpage.hardware import resolve_cluster
+from alpage.partition import Communicator, ProcessGroups
 from alpage.runtime.ceilings import Load, matmul_load, read_load
 from alpage.runtime.link_fit import KINDS, TimedCollective
 from alpage.runtime.local_group import run_on_ranks
@@ -85,6 +87,8 @@ def _measure(
     device = torch.device(device_type, rank) if device_type == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    mesh = resolve_cluster(f"cpu-{num_ranks}").mesh(x=num_ranks)
+    communicator = ProcessGroups(mesh)
     num_readers = 1 if device.type == "cuda" else num_ranks
     return {
         "flops_per_s": {
@@ -93,7 +97,7 @@ def _measure(
         },
         "memory_bytes_per_s": _shared_per_s(read_load(device, num_readers=num_readers), device),
         "collectives": [
-            msgspec.to_builtins(_timed_collective(kind, num_bytes, num_ranks, device))
+            msgspec.to_builtins(_timed_collective(kind, num_bytes, communicator, device))
             for kind in KINDS
             for num_bytes in _NUM_CALLS
             if num_ranks > 1
@@ -102,20 +106,19 @@ def _measure(
 
 
 def _timed_collective(
-    kind: str, num_bytes: int, num_ranks: int, device: torch.device
+    kind: str, num_bytes: int, communicator: Communicator, device: torch.device
 ) -> TimedCollective:
     """Return the time of one call, the best of a few rounds of them, on a tensor of that size."""
-    num_calls = _NUM_CALLS[num_bytes]
+    num_calls, num_ranks = _NUM_CALLS[num_bytes], dist.get_world_size()
+    ranks = tuple(range(num_ranks))
     shard = torch.zeros(num_bytes // num_ranks // torch.float32.itemsize, device=device)
-    full = torch.zeros(num_ranks * shard.numel(), device=device)
-    # PyTorch before 2.13 has two of them under another name only.
-    all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-    reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+    shards = [shard] * num_ranks
+    full = torch.cat(shards)
     calls: dict[str, Callable[[], object]] = {
-        "all_gather": lambda: all_gather(full, shard),
-        "reduce_scatter": lambda: reduce_scatter(shard, full),
-        "all_reduce": lambda: dist.all_reduce(full),
-        "all_to_all": lambda: dist.all_to_all_single(torch.empty_like(full), full),
+        "all_gather": lambda: communicator.all_gather(shard, ranks),
+        "reduce_scatter": lambda: communicator.reduce_scatter(shards, ranks),
+        "all_reduce": lambda: communicator.all_reduce(full, ranks),
+        "all_to_all": lambda: communicator.all_to_all(shards, ranks),
     }
     _span_s(calls[kind], 2, device)
     time_s = min(_span_s(calls[kind], num_calls, device) for _ in range(_NUM_ROUNDS)) / num_calls

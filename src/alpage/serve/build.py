@@ -17,7 +17,7 @@ from alpage.serve.kv_memory import KvMemory, PreemptionCost
 from alpage.serve.machine import find_device, find_dtype, free_bytes
 from alpage.serve.mesh import plan_mesh, start_mesh
 from alpage.serve.pages import PagePool
-from alpage.serve.runner import Runner, Runs
+from alpage.serve.runner import Runner, Runs, View
 from alpage.serve.scheduler import Scheduler
 from alpage.serve.sizing import Sizes, size
 from alpage.serve.slots import Slots
@@ -52,7 +52,7 @@ def build_engine(
     device = find_device(config.device)
     dtype = find_dtype(config.dtype, device)
     if config.devices == 1:
-        network = _load(checkpoint, dtype, device)
+        network = _load(checkpoint, config, dtype, device)
         return assemble(network, eos_ids, tokenizer, config, notify)
     plan = plan_mesh(checkpoint, config, device, dtype, notify)
     _check_eos(eos_ids, plan.shape)
@@ -66,7 +66,7 @@ def build_engine(
         notify=notify,
     )
     runner = start_mesh(plan, sizes, config)
-    return _engine(runner, sizes, plan.shape, eos_ids, tokenizer, config, device)
+    return _engine(runner, sizes, plan.shape, eos_ids, tokenizer, config, device, plan.num_homes)
 
 
 def assemble(
@@ -98,7 +98,7 @@ def assemble(
         remedy="Lower kv_memory, swap_memory, max_num_seqs or max_model_len",
     ):
         runner = Runner(
-            model,
+            [View(model=model)],
             _kv_pool(sizes.num_pages, config.page_size, shape, dtype, device),
             _kv_pool(sizes.num_host_pages, config.page_size, shape, dtype, torch.device("cpu")),
             backend,
@@ -118,7 +118,7 @@ def tokenizer_or_none(checkpoint: Checkpoint) -> Tokenizer | None:
 # -- the parts -------------------------------------------------------------------------------------
 
 
-def _engine(
+def _engine(  # noqa: PLR0913 - what was found out before
     runner: Runs,
     sizes: Sizes,
     shape: ModelShape,
@@ -126,9 +126,10 @@ def _engine(
     tokenizer: Tokenizer | None,
     config: EngineConfig,
     device: torch.device,
+    num_homes: int = 1,
 ) -> Engine:
     scheduler = Scheduler(
-        _kv_memory(sizes, config, shape, device),
+        _kv_memories(sizes, config, shape, device, num_homes),
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens
         or max(_BATCHED_TOKENS[device.type], config.max_num_seqs),
@@ -154,38 +155,52 @@ def _check_eos(eos_ids: frozenset[int], shape: ModelShape) -> None:
         )
 
 
-def _load(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Model:
+def _load(
+    checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, device: torch.device
+) -> Model:
     num_free_bytes = free_bytes(device)
-    num_bytes = dtype.itemsize * sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+    element_bytes = dtype.itemsize if config.quantization is None else 1
+    num_bytes = element_bytes * sum(math.prod(t.shape) for t in checkpoint.tensors.values())
     with allocating(
         field="model",
         value=str(checkpoint.source),
-        limit=f"its weights, {format_bytes(num_bytes)} as {dtype}, do not fit into the "
-        f"{format_bytes(num_free_bytes)} that are free on {device}",
+        limit=f"its weights, {format_bytes(num_bytes)} as {config.quantization or dtype}, do not "
+        f"fit into the {format_bytes(num_free_bytes)} that are free on {device}",
         remedy="Use a smaller model or dtype, or a device with more memory",
     ):
         # A CPU's memory is handed out before it is there: too much of it ends the process.
         if num_bytes > num_free_bytes:
             raise MemoryError
-        return load(checkpoint, dtype=dtype, device=device)
+        return load(checkpoint, dtype=dtype, device=device, quantization=config.quantization)
 
 
-def _kv_memory(
-    sizes: Sizes, config: EngineConfig, shape: ModelShape, device: torch.device
-) -> KvMemory:
-    return KvMemory(
-        PagePool(
-            sizes.num_pages,
-            config.page_size,
-            key=os.urandom(32),
-            has_prefix_cache=config.has_prefix_cache,
-        ),
-        PagePool(sizes.num_host_pages, config.page_size, has_prefix_cache=False),
-        PreemptionCost(
-            swap_s_per_page=2 * sizes.page_bytes / _COPY_BYTES_PER_S[device.type],
-            recompute_s_per_token=2 * shape.num_parameters / _FLOPS_PER_S[device.type],
-        ),
+def _kv_memories(
+    sizes: Sizes, config: EngineConfig, shape: ModelShape, device: torch.device, num_homes: int
+) -> list[KvMemory]:
+    key = os.urandom(32)
+    cost = PreemptionCost(
+        swap_s_per_page=2 * sizes.page_bytes / _COPY_BYTES_PER_S[device.type],
+        recompute_s_per_token=2 * shape.num_parameters / _FLOPS_PER_S[device.type],
     )
+    return [
+        KvMemory(
+            PagePool(
+                sizes.num_pages,
+                config.page_size,
+                first=home * sizes.num_pages,
+                key=key,
+                has_prefix_cache=config.has_prefix_cache,
+            ),
+            PagePool(
+                sizes.num_host_pages,
+                config.page_size,
+                first=home * sizes.num_host_pages,
+                has_prefix_cache=False,
+            ),
+            cost,
+        )
+        for home in range(num_homes)
+    ]
 
 
 def _kv_pool(

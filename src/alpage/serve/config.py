@@ -2,13 +2,16 @@
 
 import re
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 from alpage.errors import InvalidValue
 from alpage.units import parse_bytes
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 LAYOUTS = ("auto", "ws_1d", "ws_2d", "megatron")
+PREFILL_LAYOUTS = (*LAYOUTS, "wg_x", "wg_xy", "wg_xyz")
+QUANTIZATIONS = ("int8",)
+ATTENTIONS = ("auto", "heads", "batch")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -20,6 +23,7 @@ class EngineConfig:
     Args:
         dtype: "auto", "bfloat16", "float16" or "float32"; auto is bfloat16 where the device
             computes in it, else float32.
+        quantization: "int8" keeps matrices in 8 bits with a scale a row; None: in `dtype`.
         device: "auto", "cpu", "cuda" or "cuda:N"; auto is a GPU if there is one.
         kv_memory: memory for keys and values, such as "2GiB"; None: from what is free.
         swap_memory: host memory that preempted sequences are swapped to; None: a quarter of
@@ -32,7 +36,12 @@ class EngineConfig:
         attention_backend: "auto" or one by name: native, sdpa, reference.
         devices: that the model is cut over; on a CPU processes of this machine, which share its
             cores.
-        layout: how it is cut: "auto", or one of ws_1d, ws_2d, megatron.
+        stages: of a pipeline through its blocks; each has an equal share of the devices.
+        layout: how it is cut in steps that decode: "auto", or one of ws_1d, ws_2d, megatron.
+        prefill_layout: how it is cut in larger steps: "auto", the same, or where that is ws_2d one
+            of wg_x, wg_xy, wg_xyz.
+        attention_sharding: what ranks attend for: "heads" of every sequence, the sequences of a
+            "batch", or "auto".
         seed: of the seeds of requests that bring none.
 
     Raises:
@@ -40,6 +49,7 @@ class EngineConfig:
     """
 
     dtype: str = "auto"
+    quantization: Literal["int8"] | None = None
     device: str = "auto"
     kv_memory: str | int | None = None
     swap_memory: str | int | None = None
@@ -50,17 +60,16 @@ class EngineConfig:
     has_prefix_cache: bool = True
     attention_backend: str = "auto"
     devices: int = 1
+    stages: int = 1
     layout: str = "auto"
+    prefill_layout: str = "auto"
+    attention_sharding: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dtype, str) or self.dtype not in DTYPES:
-            raise InvalidValue(
-                field="dtype",
-                value=self.dtype,
-                limit="must be one of " + ", ".join(DTYPES),
-                remedy="Choose one of these",
-            )
+        _one_of("dtype", self.dtype, DTYPES)
+        if self.quantization is not None:
+            _one_of("quantization", self.quantization, QUANTIZATIONS)
         if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
             raise InvalidValue(
                 field="device",
@@ -81,16 +90,30 @@ class EngineConfig:
             low = self.max_num_seqs
             _whole("max_num_batched_tokens", self.max_num_batched_tokens, low, 2**24)
         _whole("devices", self.devices, 1, 64)
-        if self.layout not in LAYOUTS:
+        _whole("stages", self.stages, 1, self.devices)
+        if self.devices % self.stages:
             raise InvalidValue(
-                field="layout",
-                value=self.layout,
-                limit="must be one of " + ", ".join(LAYOUTS),
-                remedy="Choose one of these",
+                field="stages",
+                value=self.stages,
+                limit=f"must divide devices={self.devices}",
+                remedy="Choose a number that does",
             )
+        _one_of("layout", self.layout, LAYOUTS)
+        _one_of("prefill_layout", self.prefill_layout, PREFILL_LAYOUTS)
+        _one_of("attention_sharding", self.attention_sharding, ATTENTIONS)
         _kind("has_prefix_cache", self.has_prefix_cache, bool, "True or False")
         _kind("attention_backend", self.attention_backend, str, "the name of a backend")
         _whole("seed", self.seed, 0, 2**64 - 1)
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InvalidValue(
+            field=name,
+            value=value,
+            limit="must be one of " + ", ".join(known),
+            remedy="Choose one of these",
+        )
 
 
 def _kind(name: str, value: object, kind: type, limit: str) -> None:

@@ -200,7 +200,7 @@ class Engine:
             # What was scheduled was not computed: no request can go on, no prefix can be trusted.
             for request_id in list(self._requests):
                 self.abort(request_id)
-            self.scheduler.memory.pool.reset()
+            self.scheduler.forget_prefixes()
             raise
         observe(batch)
         return self._commit(batch, results)

@@ -9,7 +9,7 @@ in the same step.
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from typing import final
 
 from alpage.serve.batch import Move
@@ -47,6 +47,12 @@ class KvUsage:
     num_table_entries: int
     num_filled_slots: int
     num_held_slots: int
+
+    @staticmethod
+    def total(parts: Iterable["KvUsage"]) -> "KvUsage":
+        """Return the usage of several memories together."""
+        sums = map(sum, zip(*map(astuple, parts), strict=True))
+        return KvUsage(**dict(zip((field.name for field in fields(KvUsage)), sums, strict=True)))
 
 
 @final

@@ -2,20 +2,19 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 
-from alpage.cost import Precision, Step
-from alpage.errors import AlpageError, InvalidValue, Unsupported
-from alpage.hardware import Cluster, Mesh, available_memory_bytes, num_usable_cores, resolve_cluster
-from alpage.layout import Attention
+from alpage.cost import Precision
+from alpage.errors import AlpageError, Unsupported
+from alpage.hardware import Cluster, available_memory_bytes, num_usable_cores, resolve_cluster
 from alpage.models import Checkpoint, build
-from alpage.partition import attending_shape
-from alpage.planners import candidates
+from alpage.partition import attending_shape, stages
+from alpage.planners import ServingPlan, plan_serving
 from alpage.runtime import Processes
-from alpage.serve.config import LAYOUTS, EngineConfig
+from alpage.serve.config import EngineConfig
 from alpage.serve.mesh_runner import MeshRunner
 from alpage.serve.messages import Job
 from alpage.serve.runner import Profile
@@ -26,8 +25,6 @@ from alpage.workload import ModelShape
 # Loading and first touching a large model takes a while; a step takes seconds at worst.
 _START_S = 600.0
 _STEP_S = 120.0
-# What layouts are compared on: decoding, which most steps are.
-_TYPICAL = Step(num_sequences=16, num_new_tokens=1, num_past_tokens=512)
 
 
 @final
@@ -38,25 +35,33 @@ class MeshPlan:
     Attributes:
         checkpoint: the model at rest.
         shape: of the whole model.
+        num_layers: blocks of the largest stage.
         max_positions: tokens of its longest sequence.
-        attention: how it attends, and the layout of its blocks.
-        mesh: the ranks.
+        serving: where everything lies.
         dtype: of weights, keys and values.
         free_bytes: memory that is free for each rank.
     """
 
     checkpoint: Checkpoint
     shape: ModelShape
+    num_layers: int
     max_positions: int
-    attention: Attention
-    mesh: Mesh
+    serving: ServingPlan
     dtype: torch.dtype
     free_bytes: int
 
     @property
     def attending_shape(self) -> ModelShape:
-        """The model as one rank attends: its share of the heads."""
-        return attending_shape(self.shape, self.attention, self.mesh)
+        """The model as one rank attends: its share of the heads, and of the blocks."""
+        return replace(
+            attending_shape(self.shape, self.serving.attention, self.serving.mesh),
+            num_layers=self.num_layers,
+        )
+
+    @property
+    def num_homes(self) -> int:
+        """Ranks that keep sequences of their own; 1 where all keep a part of each."""
+        return self.serving.mesh.size(self.serving.attention.batch)
 
 
 def plan_mesh(
@@ -68,8 +73,8 @@ def plan_mesh(
 ) -> MeshPlan:
     """Return how to cut a model over `config.devices` processes.
 
-    The layout is the cheapest for a decode step that keeps whole sequences on every rank, by the
-    calibrated cluster if `alpage hardware` has measured one of that size.
+    See `plan_serving`; the numbers are those of the calibrated cluster, if `alpage hardware` has
+    measured one of that size.
 
     Raises:
         Unsupported: the device is no CPU.
@@ -83,33 +88,29 @@ def plan_mesh(
             remedy='Use device="cpu", or one GPU',
         )
     whole = build(checkpoint.config)[0]
-    cluster = _cluster(config.devices)
-    names = LAYOUTS[1:] if config.layout == "auto" else (config.layout,)
-    priced = candidates(whole.shape, cluster, _TYPICAL, Precision(compute="float32"))
-    fitting = [
-        candidate
-        for candidate in priced
-        if candidate.layout.name in names and not candidate.attention.batch
-    ]
-    if not fitting:
-        raise InvalidValue(
-            field="devices",
-            value=config.devices,
-            limit=f"do not cut this model evenly by {' or '.join(names)}: it is "
-            f"{whole.shape.d_model} wide, its feed-forward {whole.shape.d_ff}",
-            remedy="Choose a number that divides both",
-        )
-    best = min(fitting, key=lambda candidate: candidate.step_s)
+    whole_cluster = _cluster(config.devices)
+    num_ranks = config.devices // config.stages
+    stage = max(stages(whole.shape, config.stages), key=lambda stage: len(stage.layers))
+    serving = plan_serving(
+        replace(whole.shape, num_layers=len(stage.layers)),
+        replace(whole_cluster, devices_per_host=num_ranks),
+        layout=config.layout,
+        prefill_layout=config.prefill_layout,
+        attention=config.attention_sharding,
+        max_num_seqs=config.max_num_seqs,
+        precision=Precision(compute="float32"),
+    )
+    pipeline = f"{config.stages} stages of {num_ranks}, " if config.stages > 1 else ""
     notify(
-        f"{config.devices} processes, layout {best.layout.name}, mesh {best.mesh}, "
-        f"by the numbers of {cluster.name}."
+        f"{config.devices} processes, {pipeline}layout {serving}, by the numbers of "
+        f"{whole_cluster.name}."
     )
     return MeshPlan(
         checkpoint=checkpoint,
         shape=whole.shape,
+        num_layers=len(stage.layers),
         max_positions=whole.max_positions,
-        attention=best.attention,
-        mesh=best.mesh,
+        serving=serving,
         dtype=dtype,
         free_bytes=available_memory_bytes() // config.devices,
     )
@@ -124,8 +125,11 @@ def start_mesh(plan: MeshPlan, sizes: Sizes, config: EngineConfig) -> MeshRunner
     job = Job(
         model=os.fspath(plan.checkpoint.source),
         dtype=str(plan.dtype).removeprefix("torch."),
-        layout=plan.attention.layout.name,
-        mesh=dict(plan.mesh.axes),
+        quantization=config.quantization,
+        layouts=[(step.layout.name, step.min_tokens) for step in plan.serving.steps],
+        homes=plan.serving.attention.batch,
+        mesh=dict(plan.serving.mesh.axes),
+        num_stages=config.stages,
         num_pages=sizes.num_pages,
         num_host_pages=sizes.num_host_pages,
         page_size=config.page_size,

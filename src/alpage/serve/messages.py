@@ -1,7 +1,7 @@
 """Messages: what the engine tells the ranks of a mesh, and what the first one answers."""
 
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import Literal, TypeAlias, final
 
 import msgspec
 
@@ -70,8 +70,11 @@ class Job:
     Attributes:
         model: path of the checkpoint.
         dtype: "bfloat16", "float16" or "float32".
-        layout: name of the blocks' layout.
-        mesh: size of each axis.
+        quantization: "int8" or None.
+        layouts: name of a layout of the blocks, and the fewest tokens that a step has in it.
+        homes: mesh axes over which sequences have homes.
+        mesh: size of each axis, of one stage.
+        num_stages: of the pipeline.
         num_pages: pages of its own.
         num_host_pages: pages to swap to.
         page_size: tokens in a page.
@@ -83,8 +86,11 @@ class Job:
 
     model: str
     dtype: str
-    layout: str
+    quantization: Literal["int8"] | None
+    layouts: list[tuple[str, int]]
+    homes: tuple[str, ...]
     mesh: dict[str, int]
+    num_stages: int
     num_pages: int
     num_host_pages: int
     page_size: int

@@ -60,23 +60,31 @@ class PagePool:
     """All KV pages of one device, or of the host memory that backs it.
 
     Args:
-        num_pages: how many pages there are, numbered from 0.
+        num_pages: how many pages there are.
         page_size: tokens a page holds.
+        first: number of the first page; pools side by side number theirs on.
         key: secret for the digests, at most 64 bytes.
         has_prefix_cache: whether freed pages keep what they hold until they are needed.
     """
 
     def __init__(
-        self, num_pages: int, page_size: int, *, key: bytes = b"", has_prefix_cache: bool = True
+        self,
+        num_pages: int,
+        page_size: int,
+        *,
+        first: int = 0,
+        key: bytes = b"",
+        has_prefix_cache: bool = True,
     ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
         self._key = key
         self._has_prefix_cache = has_prefix_cache
-        self._refs = [0] * num_pages
+        self._numbers = range(first, first + num_pages)
+        self._refs = dict.fromkeys(self._numbers, 0)
         # Taken from the front. What may be worth keeping is put at the back: least recently used
         # first.
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_pages))
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(self._numbers)
         self._entries: dict[int, _Entry] = {}
         self._by_digest: dict[bytes, int] = {}
         self._continuations: dict[tuple[bytes, int], dict[int, None]] = {}
@@ -217,7 +225,7 @@ class PagePool:
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Assert every invariant, given the page tables of all holders."""
         held = Counter(page for table in tables for page in table)
-        for page in range(self.num_pages):
+        for page in self._numbers:
             assert self._refs[page] == held[page], (
                 f"page {page}: refs {self._refs[page]}, held {held[page]}"
             )

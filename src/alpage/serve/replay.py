@@ -119,7 +119,7 @@ def warm_up(engine: Engine) -> None:
     request = engine.add([0] * max(1, num_tokens), params)
     while not request.is_finished:
         engine.step()
-    engine.scheduler.memory.pool.reset()
+    engine.scheduler.forget_prefixes()
 
 
 def replay(

@@ -1,6 +1,6 @@
 """Results: what a step gave, as plain data from the runner to the decoders."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from alpage.serve.outputs import TokenLogprobs
@@ -22,3 +22,7 @@ class RowResult:
     logprobs: tuple[TokenLogprobs, ...] = ()
     candidates: tuple[tuple[int, float], ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+
+    def followed_by(self, other: "RowResult") -> "RowResult":
+        """Return what a row gave whose later part gave the other, which alone draws."""
+        return replace(other, prompt_logprobs=self.prompt_logprobs + other.prompt_logprobs)

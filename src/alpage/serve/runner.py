@@ -1,31 +1,27 @@
 """Runner: one step on one device: move pages, run the model, draw tokens.
 
-Dims: T new tokens of all rows, R rows that draw, V vocabulary, D model.
+Dims: T new tokens of all rows, D model.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
 from alpage.models import Model
-from alpage.ops import sampling
 from alpage.ops.attention import Backend, PagedKV
 from alpage.ops.kv import KvPool
+from alpage.partition import Pipe
 from alpage.serve.batch import Batch, Move, Row
+from alpage.serve.home import Home
 from alpage.serve.inputs import StepInputs
-from alpage.serve.outputs import TokenLogprobs
-from alpage.serve.params import SamplingParams
+from alpage.serve.readout import Readout
 from alpage.serve.results import RowResult
-from alpage.serve.sampler import sample, to_logprobs
+from alpage.serve.slices import num_slices, sliced
 from alpage.serve.slots import DrawRule, Slots
 from alpage.workload import ModelShape
-
-# Prompt positions whose logits exist at a time, whatever the prompt's length.
-_PROMPT_LOGITS_ROWS = 64
 
 
 @final
@@ -60,29 +56,57 @@ class Runs(Protocol):
 
 
 @final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A model in the layout for steps of some size.
+
+    Attributes:
+        model: the views of a runner share its weights.
+        min_tokens: steps of fewer tokens run in another view.
+        num_token_shards: parts that a step's tokens are cut into.
+    """
+
+    model: Model
+    min_tokens: int = 0
+    num_token_shards: int = 1
+
+
+@final
 class Runner(Runs):
     """A model, its pages and the state of its slots.
 
     Args:
-        model: runs on the pool's device.
+        views: of the model, for ever larger steps; they run on the pool's device.
         pool: the pages.
         host: pages to swap to.
         backend: computes attention.
         slots: a row for each sequence that may run.
+        home: whose pages are here; None: everybody's.
+        pipe: to the stages before and behind this one; None: there are none.
     """
 
     def __init__(
-        self, model: Model, pool: KvPool, host: KvPool, backend: Backend, slots: Slots
+        self,
+        views: Sequence[View],
+        pool: KvPool,
+        host: KvPool,
+        backend: Backend,
+        slots: Slots,
+        home: Home | None = None,
+        pipe: Pipe | None = None,
     ) -> None:
         kv = pool.kv_L2PGSK
-        self.profile = Profile(shape=model.shape, dtype=kv.dtype, device=kv.device)
-        self.model = model
+        self.profile = Profile(shape=views[0].model.shape, dtype=kv.dtype, device=kv.device)
+        self.views = views
         self.pool = pool
         self._host = host
         self._backend = backend
         self._slots = slots
-        self._inputs = StepInputs(pool.page_size, pool.kv_L2PGSK.device)
+        self._home = home or Home(num_pages=pool.num_pages, num_host_pages=host.num_pages)
+        self._inputs = StepInputs(pool.page_size, pool.kv_L2PGSK.device, self._home)
+        self._pipe = pipe or Pipe(pool.kv_L2PGSK.dtype, pool.kv_L2PGSK.device)
         self._rules: dict[str, DrawRule] = {}
+        self._readout = Readout(slots, self._rules)
 
     def open(self, request_id: str, rule: DrawRule) -> None:
         """Learn how a request draws, before a batch names it."""
@@ -95,76 +119,49 @@ class Runner(Runs):
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[RowResult]:
         """Make a step; return what each row gave."""
-        return self._results(self._hidden(batch), batch.rows)
+        results: dict[int, RowResult] = {}
+        for rows, model, x_TD in self._slices(batch):
+            for row, result in zip(rows, self._readout.read(rows, model, x_TD), strict=True):
+                before = results.get(row.slot)
+                results[row.slot] = result if before is None else before.followed_by(result)
+        return [results[row.slot] for row in batch.rows]
 
     @torch.inference_mode()
     def follow(self, batch: Batch) -> None:
         """Make a step beside the rank that runs it: take part in all that ranks do together."""
-        x_TD = self._hidden(batch)
-        for _, x_nD in _prompt_rows(x_TD, batch.rows):
-            for x_RD in torch.split(x_nD, _PROMPT_LOGITS_ROWS):
-                self.model.logits(x_RD)
-        _, places = _drawing(batch.rows)
-        if places:
-            self.model.logits(x_TD[torch.tensor(places, device=x_TD.device)])
+        for rows, model, x_TD in self._slices(batch):
+            self._readout.follow(rows, model, x_TD)
 
-    def _hidden(self, batch: Batch) -> Tensor:
+    def _slices(self, batch: Batch) -> Iterator[tuple[list[Row], Model, Tensor]]:
+        """Run the model over a step's slices, and yield what comes out on the last stage.
+
+        One device has one slice. In a pipeline a stage goes on with the next slice while the next
+        stage has this one; a slice may end inside a row, whose later tokens attend to what the
+        earlier ones have left in the pages (Li et al. 2021, arXiv:2102.07988, section 3.2).
+        """
         self._slots.update(batch, self._rules)
-        _move(batch.swapped_out, self.pool, self._host)
-        _move(batch.swapped_in, self._host, self.pool)
-        _move(batch.copied, self.pool, self.pool)
-        inputs = self._inputs.fill(batch, self._slots)
-        kv = PagedKV(self.pool, inputs.step, self._backend)
-        return self.model.hidden(inputs.token_T, inputs.position_T, kv)
-
-    def _results(self, x_TD: Tensor, rows: Sequence[Row]) -> list[RowResult]:
-        results = {
-            number: RowResult(prompt_logprobs=self._prompt_logprobs(x_nD, rows[number]))
-            for number, x_nD in _prompt_rows(x_TD, rows)
-        }
-        numbers, places = _drawing(rows)
-        if places:
-            x_RD = x_TD[torch.tensor(places, device=x_TD.device)]
-            drawing = [rows[number] for number in numbers]
-            drawn = sample(self.model.logits(x_RD).float(), drawing, self._slots)
-            for number, result in zip(numbers, drawn, strict=True):
-                before = results.get(number, result)
-                results[number] = RowResult(
-                    tokens=result.tokens,
-                    logprobs=result.logprobs,
-                    candidates=result.candidates,
-                    prompt_logprobs=before.prompt_logprobs,
-                )
-        return [results.get(number, RowResult()) for number in range(len(rows))]
-
-    def _prompt_logprobs(self, x_nD: Tensor, row: Row) -> tuple[TokenLogprobs, ...]:
-        params = self._rules[row.request_id].params
-        assert isinstance(params, SamplingParams)
-        assert params.prompt_logprobs is not None
-        entries: list[TokenLogprobs] = []
-        for start in range(0, len(x_nD), _PROMPT_LOGITS_ROWS):
-            logits_RV = self.model.logits(x_nD[start : start + _PROMPT_LOGITS_ROWS]).float()
-            targets = row.prompt_targets[start : start + _PROMPT_LOGITS_ROWS]
-            target_R = torch.tensor(targets, device=logits_RV.device)
-            ranked = sampling.rank_logprobs(logits_RV, target_R, params.prompt_logprobs)
-            entries += to_logprobs(ranked, targets, [params.prompt_logprobs] * len(targets))
-        return tuple(entries)
-
-
-def _prompt_rows(x_TD: Tensor, rows: Sequence[Row]) -> Iterator[tuple[int, Tensor]]:
-    """Yield the rows whose prompt's log-probabilities are wanted: number and x_nD."""
-    start = 0
-    for number, row in enumerate(rows):
-        if row.prompt_targets:
-            yield number, x_TD[start : start + len(row.prompt_targets)]
-        start += len(row.tokens)
-
-
-def _drawing(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
-    """Return the rows that draw: their numbers, and the places of their last tokens."""
-    lasts = [end - 1 for end in accumulate(len(row.tokens) for row in rows)]
-    numbers = [number for number, row in enumerate(rows) if row.num_draws]
-    return numbers, [lasts[number] for number in numbers]
+        _move(self._home.out(batch.swapped_out), self.pool, self._host)
+        _move(self._home.back(batch.swapped_in), self._host, self.pool)
+        _move(self._home.copies(batch.copied), self.pool, self.pool)
+        view = [view for view in self.views if view.min_tokens <= batch.num_tokens][-1]
+        model = view.model
+        ordered = [batch.rows[number] for number in self._home.order(batch.rows, self._slots)]
+        for rows in sliced(ordered, num_slices(batch.num_tokens, self._pipe.num_stages)):
+            inputs = self._inputs.fill(rows, self._slots, view.num_token_shards)
+            model.sharder.place(inputs.num_tokens)
+            if self._pipe.is_first:
+                x_TD = model.enter(inputs.token_T, inputs.position_T)
+            else:
+                num_here = len(inputs.token_T) // view.num_token_shards
+                width = model.sharder.share("R", model.shape.d_model)
+                x_TD = self._pipe.receive(num_here, width)
+            kv = PagedKV(self.pool, inputs.step, self._backend)
+            x_TD = model.through(x_TD, inputs.position_T, kv)
+            if self._pipe.is_last:
+                yield rows, model, model.leave(x_TD)
+            else:
+                self._pipe.send(x_TD)
+        self._pipe.flush()
 
 
 def _move(moves: Sequence[Move], source: KvPool, target: KvPool) -> None:

@@ -7,17 +7,18 @@ preempted sequence differ only in how many are missing.
 Order of service is a key, the least first: the arrival's number plus `PATIENCE` per level of
 priority. So a request is overtaken by a bounded number of later ones, whatever their priority, and
 nobody starves. Who comes earlier takes pages from who comes later, a sequence's tail before a whole
-group; since a group is only accepted if all pages together can finish it, the first in order always
-goes on.
+group; since a group is only accepted if all pages of a home together can finish it, the first in
+order always goes on.
 
 Pure and deterministic: no torch, no clock (Kwon et al. 2023, arXiv:2309.06180, section 4.5; there
 all sequences of a group are preempted together, here as few pages as are needed).
 """
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import final
 
 from alpage.serve.batch import Batch, Forked, Opened, Row
@@ -55,14 +56,17 @@ class Scheduler:
     """Turns requests into steps.
 
     Args:
-        memory: the page tables.
+        memories: the page tables of each home: of one device, or of each rank that keeps sequences
+            of its own. A request stays at one home.
         max_num_seqs: sequences that hold a slot at a time.
         max_num_batched_tokens: tokens a step computes at most; at least `max_num_seqs`.
     """
 
-    def __init__(self, memory: KvMemory, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self, memories: Seq[KvMemory], *, max_num_seqs: int, max_num_batched_tokens: int
+    ) -> None:
         assert max_num_batched_tokens >= max_num_seqs, "every running sequence must fit in a step"
-        self.memory = memory
+        self.memories = memories
         self.num_preemptions = 0
         self._max_num_batched_tokens = max_num_batched_tokens
         self._free_slots = list(reversed(range(max_num_seqs)))
@@ -127,7 +131,16 @@ class Scheduler:
 
     def usage(self) -> KvUsage:
         """KV memory as it is now."""
-        return self.memory.usage(s for group in self._admitted for s in group.sequences)
+        usages = [
+            memory.usage(s for group in self._at(home) for s in group.sequences)
+            for home, memory in enumerate(self.memories)
+        ]
+        return KvUsage.total(usages)
+
+    def forget_prefixes(self) -> None:
+        """Forget all cached prefixes; pages that are held stay held."""
+        for memory in self.memories:
+            memory.pool.reset()
 
     # -- the step ----------------------------------------------------------------------------------
 
@@ -145,7 +158,10 @@ class Scheduler:
             if not self._admit(group, step):
                 break
             self._serve(group, step)
-        swapped_out, swapped_in, copied = self.memory.take_moves()
+        moves = [memory.take_moves() for memory in self.memories]
+        swapped_out, swapped_in, copied = (
+            tuple(chain(*parts)) for parts in zip(*moves, strict=True)
+        )
         batch = Batch(
             forked=tuple(self._forked),
             opened=tuple(self._opened),
@@ -206,7 +222,7 @@ class Scheduler:
             )
         )
         sequence.num_sent_pages = len(sequence.table)
-        self.memory.computed(sequence, num_tokens, group.salt)
+        self._memory(group).computed(sequence, num_tokens, group.salt)
 
     # -- admission ---------------------------------------------------------------------------------
 
@@ -219,10 +235,7 @@ class Scheduler:
         if is_behind or not has_room:
             return False
         sequence = Sequence(index=0, slot=self._free_slots[-1], tokens=list(group.prompt_tokens))
-        if not group.wants_prompt_logprobs:
-            self.memory.adopt_cached(sequence, group.salt, has_tail=True)
-        if not self._fits(sequence):
-            self.memory.release(sequence)
+        if not any(self._move_in(group, sequence, home) for home in self._homes_for(group)):
             return False
         group.num_cached_tokens = sequence.num_computed
         sequence.is_running = True
@@ -233,86 +246,119 @@ class Scheduler:
         bisect.insort(self._admitted, group, key=_key)
         return True
 
+    def _homes_for(self, group: Group) -> list[int]:
+        """Return the homes, the best first: where the fewest pages are held with the group."""
+
+        def num_held(home: int) -> int:
+            memory, prompt = self.memories[home], group.prompt_tokens
+            is_cached = len(self.memories) > 1 and not group.wants_prompt_logprobs
+            num_cached = len(memory.pool.match(prompt, len(prompt) - 1, group.salt).digests)
+            return memory.pool.num_held + memory.num_pages(len(prompt)) - num_cached * is_cached
+
+        return sorted(range(len(self.memories)), key=num_held)
+
+    def _move_in(self, group: Group, sequence: Sequence, home: int) -> bool:
+        """Let a group live at a home if its prompt fits there, with what is cached there."""
+        group.home = home
+        if not group.wants_prompt_logprobs:
+            self._memory(group).adopt_cached(sequence, group.salt, has_tail=True)
+        if self._fits(group, sequence):
+            return True
+        self._memory(group).release(sequence)
+        return False
+
     def _resume(self, group: Group, sequence: Sequence, step: _Step) -> None:
         """Bring a preempted sequence back if there is room for it.
 
-        The first group takes the room it needs; the others wait until there is some. A sibling
-        waits until the leader has what both share.
+        The first group of a home takes the room it needs; the others wait until there is some. A
+        sibling waits until the leader has what both share.
         """
         if sequence.is_running:
             return
+        memory = self._memory(group)
         if sequence is not group.leader:
             if not group.leader.is_running or group.leader.num_missing > 1:
                 return
-            self.memory.adopt_shared(sequence, group.leader)
-        if group is self._admitted[0]:
-            need = self.memory.num_pages_to_grow(sequence, sequence.num_missing)
+            memory.adopt_shared(sequence, group.leader)
+        if group is next(self._at(group.home)):
+            need = memory.num_pages_to_grow(sequence, sequence.num_missing)
             has_room = self._make_room(group, sequence, step, need)
         else:
-            has_room = not step.has_preempted and self._fits(sequence)
+            has_room = not step.has_preempted and self._fits(group, sequence)
         if has_room:
             if not group.wants_prompt_logprobs:
-                self.memory.adopt_cached(sequence, group.salt, has_tail=False)
-            self.memory.swap_in(sequence)
+                memory.adopt_cached(sequence, group.salt, has_tail=False)
+            memory.swap_in(sequence)
             sequence.is_running = True
 
-    def _fits(self, sequence: Sequence) -> bool:
+    def _fits(self, group: Group, sequence: Sequence) -> bool:
         """Whether all tokens of a sequence fit, beside what the running ones will need next."""
-        running = (s for group in self._admitted for s in group.sequences if s.is_running)
-        owed = sum(self.memory.num_pages(len(s.tokens) + 1) - len(s.table) for s in running)
-        need = self.memory.num_pages_to_grow(sequence, sequence.num_missing)
-        return need + max(0, owed) <= self.memory.num_free
+        memory = self._memory(group)
+        running = (s for other in self._at(group.home) for s in other.sequences if s.is_running)
+        owed = sum(memory.num_pages(len(s.tokens) + 1) - len(s.table) for s in running)
+        need = memory.num_pages_to_grow(sequence, sequence.num_missing)
+        return need + max(0, owed) <= memory.num_free
+
+    def _memory(self, group: Group) -> KvMemory:
+        return self.memories[group.home]
+
+    def _at(self, home: int) -> Iterator[Group]:
+        """Yield the admitted groups of a home, in the order of service."""
+        return (group for group in self._admitted if group.home == home)
 
     # -- preemption --------------------------------------------------------------------------------
 
     def _reserve(self, group: Group, sequence: Sequence, step: _Step, num_tokens: int) -> bool:
         """Make the places of a sequence's next tokens its own; False if it has to wait a step."""
-        need = self.memory.num_pages_to_grow(sequence, num_tokens)
+        memory = self._memory(group)
+        need = memory.num_pages_to_grow(sequence, num_tokens)
         if not self._make_room(group, sequence, step, need):
             return False
-        self.memory.grow(sequence, num_tokens)
+        memory.grow(sequence, num_tokens)
         return True
 
     def _make_room(self, group: Group, sequence: Sequence, step: _Step, num_pages: int) -> bool:
         """Free pages for a sequence at the cost of those that come after it, the last first."""
-        if self.memory.num_free >= num_pages:
+        memory = self._memory(group)
+        if memory.num_free >= num_pages:
             return True
         step.has_preempted = True
-        later = self._admitted[self._admitted.index(group) + 1 :]
+        neighbours = list(self._at(group.home))
+        later = neighbours[neighbours.index(group) + 1 :]
         for victim in reversed(later):
-            if self._shed(victim.sequences, num_pages):
+            if self._shed(memory, victim.sequences, num_pages):
                 return True
             for other in reversed(victim.sequences):
                 self.num_preemptions += other.is_running
-                self.memory.shed_all(other)
-            if self.memory.num_free >= num_pages:
+                memory.shed_all(other)
+            if memory.num_free >= num_pages:
                 return True
         if group.is_lockstep:
             return False
         siblings = group.sequences[group.sequences.index(sequence) + 1 :]
-        return self._shed(siblings, num_pages)
+        return self._shed(memory, siblings, num_pages)
 
-    def _shed(self, sequences: Seq[Sequence], num_pages: int) -> bool:
+    def _shed(self, memory: KvMemory, sequences: Seq[Sequence], num_pages: int) -> bool:
         """Free the own tails of sequences, the last first, until `num_pages` are free."""
         for sequence in reversed(sequences):
             was_running = sequence.is_running
-            self.memory.shed_tail(sequence, num_pages - self.memory.num_free)
+            memory.shed_tail(sequence, num_pages - memory.num_free)
             self.num_preemptions += was_running and not sequence.is_running
-            if self.memory.num_free >= num_pages:
+            if memory.num_free >= num_pages:
                 return True
         return False
 
     def _end(self, group: Group, sequence: Sequence) -> None:
         """Take everything from a sequence that is done. Tails of beams are not worth caching."""
         if group.is_lockstep:
-            self.memory.release(sequence)
+            self._memory(group).release(sequence)
         else:
-            self.memory.retire(sequence, group.salt)
+            self._memory(group).retire(sequence, group.salt)
 
     def _fork(self, group: Group, child: Child) -> Sequence:
         slot = group.slots.pop()
         sequence = Sequence(index=child.index, slot=slot, tokens=list(child.parent.tokens))
-        self.memory.fork(child.parent, sequence)
+        self._memory(group).fork(child.parent, sequence)
         group.sequences.append(sequence)
         self._forked.append(Forked(child.parent.slot, slot))
         return sequence

@@ -59,6 +59,7 @@ class Group:
         salt: only requests of equal salt share pages.
         slots: rows taken and not in use.
         num_cached_tokens: prompt tokens that were found in the prefix cache.
+        home: number of the memory that its pages are in, from admission on.
     """
 
     request_id: str
@@ -72,6 +73,7 @@ class Group:
     sequences: list[Sequence] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     num_cached_tokens: int = 0
+    home: int = 0
     has_forked: bool = False
 
     @property

@@ -1,7 +1,7 @@
 """Worker: one rank of a mesh: its part of the model, its pages, and the engine's steps.
 
-Every rank has the same page tables and moves the same pages; what differs is which heads they
-hold. The first rank draws the tokens.
+Where attention is over heads, every rank moves the same pages, which hold other heads; where it is
+over the batch, sequences have their pages at home, on one rank. The first rank draws the tokens.
 """
 
 import dataclasses
@@ -11,14 +11,22 @@ from typing import Any
 import msgspec
 import torch
 
-from alpage.hardware import Cluster, resolve_cluster
-from alpage.layout import attentions, named_layout
-from alpage.models import build, load, open_checkpoint
+from alpage.hardware import Cluster, Mesh, resolve_cluster
+from alpage.layout import Attention, named_layout
+from alpage.models import Checkpoint, build, load, open_checkpoint
 from alpage.ops import AttentionSpec, KvPool, backends, select
-from alpage.partition import Partitioned, ProcessGroups, attending_shape
+from alpage.partition import (
+    Partitioned,
+    Pipe,
+    ProcessGroups,
+    Stage,
+    attending_shape,
+    stages,
+)
 from alpage.runtime import Port
+from alpage.serve.home import Home
 from alpage.serve.messages import Close, Job, Open, Run, decode_message, encode
-from alpage.serve.runner import Runner
+from alpage.serve.runner import Runner, View
 from alpage.serve.slots import Slots
 
 
@@ -49,13 +57,16 @@ def process_cluster(num_ranks: int) -> Cluster:
 
 
 def _runner(job: Job) -> Runner:
-    mesh = process_cluster(torch.distributed.get_world_size()).mesh(**job.mesh)
+    num_ranks = torch.distributed.get_world_size() // job.num_stages
+    place, rank = divmod(torch.distributed.get_rank(), num_ranks)
+    number = job.num_stages - 1 - place
+    mesh = process_cluster(num_ranks).mesh(**job.mesh)
     checkpoint = open_checkpoint(Path(job.model))
-    device, dtype = torch.device("cpu"), getattr(torch, job.dtype)
-    attention = attentions(named_layout(job.layout))[0]
     shape = build(checkpoint.config)[0].shape
-    sharder = Partitioned(shape, attention, mesh, ProcessGroups(mesh), num_tokens=1)
-    model = load(checkpoint, dtype=dtype, device=device, sharder=sharder)
+    stage = stages(shape, job.num_stages)[number]
+    views = _views(job, checkpoint, mesh, stage)
+    dtype, device = getattr(torch, job.dtype), torch.device("cpu")
+    attention = Attention(layout=named_layout(job.layouts[0][0]), batch=job.homes)
     here = attending_shape(shape, attention, mesh)
     spec = AttentionSpec(
         device=device.type,
@@ -67,12 +78,48 @@ def _runner(job: Job) -> Runner:
     )
     pools = [
         KvPool.zeros(
-            (here.num_layers, 2, num_pages, here.num_kv_heads, job.page_size, here.head_dim),
+            (len(stage.layers), 2, num_pages, here.num_kv_heads, job.page_size, here.head_dim),
             dtype,
             device,
         )
         for num_pages in (job.num_pages, job.num_host_pages)
     ]
+    home = Home(
+        number=mesh.group(rank, job.homes).index(rank),
+        num_homes=mesh.size(job.homes),
+        num_pages=job.num_pages,
+        num_host_pages=job.num_host_pages,
+    )
     slots = Slots(job.max_num_seqs, job.max_model_len, job.page_size)
     backend = select(spec, backends(), job.attention_backend)
-    return Runner(model, pools[0], pools[1], backend, slots)
+    pipe = Pipe(dtype, device, stage=number, num_stages=job.num_stages)
+    return Runner(views, pools[0], pools[1], backend, slots, home, pipe)
+
+
+def _views(job: Job, checkpoint: Checkpoint, mesh: Mesh, stage: Stage) -> list[View]:
+    """Return the stage in each layout. Queries, keys and values always come to lie alike."""
+    shape = build(checkpoint.config)[0].shape
+    groups = ProcessGroups(mesh)
+    views: list[View] = []
+    for name, min_tokens in job.layouts:
+        layout = named_layout(name)
+        sharder = Partitioned(
+            shape,
+            Attention(layout=layout),
+            mesh,
+            groups,
+            num_tokens=mesh.num_ranks,
+            homes=job.homes,
+        )
+        model = load(
+            checkpoint,
+            dtype=getattr(torch, job.dtype),
+            device=torch.device("cpu"),
+            sharder=sharder,
+            stage=stage,
+            quantization=job.quantization,
+            twin=views[0].model if views else None,
+        )
+        shards = mesh.size(layout.tokens)
+        views.append(View(model=model, min_tokens=min_tokens, num_token_shards=shards))
+    return views

@@ -11,7 +11,7 @@ from alpage.cost import EFFICIENCIES, Precision, Step, forward_terms
 from alpage.cost.forward import padded_sizes
 from alpage.errors import InvalidValue
 from alpage.hardware import resolve_cluster
-from alpage.layout import LAYOUTS, attentions
+from alpage.layout import LAYOUTS, Attention, attentions
 from alpage.shapes import SHAPES, named_shape
 from alpage.workload import ModelShape
 
@@ -38,13 +38,14 @@ def step_of(num_sequences, num_new_tokens=1, num_past_tokens=0):
     )
 
 
-def over_heads(layout):
-    return attentions(LAYOUTS[layout])[0]
+def plain(layout):
+    """Attention over heads, or over the sequences that the layout's tokens are."""
+    return Attention(layout=LAYOUTS[layout], batch=LAYOUTS[layout].tokens)
 
 
 def alone(shape, step, precision=BFLOAT16, **changed):
     mesh = machine(**changed).mesh(x=1, y=1, z=1)
-    return forward_terms(shape, over_heads("ws_2d"), mesh, step, precision)
+    return forward_terms(shape, plain("ws_2d"), mesh, step, precision)
 
 
 def test_one_device_limited_by_memory():
@@ -95,23 +96,43 @@ def test_experts_that_are_computed():
     assert terms.products_s == pytest.approx(wide.products_s)
 
 
+@pytest.fixture
+def asynchronous(monkeypatch):
+    """A device of the tests that does at once what does not wait for each other."""
+    changed = {"cpu": replace(EFFICIENCIES["cpu"], is_asynchronous=True)}
+    monkeypatch.setattr("alpage.cost.forward.EFFICIENCIES", changed)
+
+
+BLOCK_BYTES = 2 * 8 * (2 * HEADS + 2 * KV_HEADS + 3 * HIDDEN)
+
+
+@pytest.mark.usefixtures("asynchronous")
 def test_gathers_are_hidden_behind_products():
     """Each of two devices computes its tokens with all weights, half of which come from the other.
 
-    A gather waits for a hop; only what it takes beyond a block's products counts.
+    Words are cut whatever the layout, and logits of half of them limited by memory. A gather waits
+    for a hop; only what it takes beyond a block's products counts.
     """
-    block_bytes = 2 * 8 * (2 * HEADS + 2 * KV_HEADS + 3 * HIDDEN)
-    gather_s = LINK["latency_s"] + block_bytes / 2 / LINK["bytes_per_s"]
+    gather_s = LINK["latency_s"] + BLOCK_BYTES / 2 / LINK["bytes_per_s"]
     mesh = machine(1, 2).mesh(x=1, y=1, z=2)
-    shown = forward_terms(TINY, over_heads("fsdp"), mesh, step_of(2), Precision())
-    products_s = alone(TINY, step_of(1)).products_s
-    assert shown.products_s == pytest.approx(products_s)
+    shown = forward_terms(TINY, plain("fsdp"), mesh, step_of(2), Precision())
     logits_s = 2 * 8 * 50 / MEMORY_BYTES_PER_S
-    assert shown.gather_s == pytest.approx(3 * gather_s - (products_s - logits_s))
-    hidden = forward_terms(TINY, over_heads("fsdp"), mesh, step_of(200_000), Precision())
+    blocks_s = alone(TINY, step_of(1)).products_s - logits_s
+    assert shown.products_s == pytest.approx(blocks_s + logits_s / 2)
+    assert shown.gather_s == pytest.approx(3 * gather_s - blocks_s)
+    hidden = forward_terms(TINY, plain("fsdp"), mesh, step_of(200_000), Precision())
     assert hidden.gather_s == 0
 
 
+def test_gathers_that_nothing_hides():
+    """Feed-forward, queries, and keys with values are gathered one after the other."""
+    gather_s = 3 * LINK["latency_s"] + BLOCK_BYTES / 2 / LINK["bytes_per_s"]
+    mesh = machine(1, 2).mesh(x=1, y=1, z=2)
+    shown = forward_terms(TINY, plain("fsdp"), mesh, step_of(200_000), Precision())
+    assert shown.gather_s == pytest.approx(3 * gather_s)
+
+
+@pytest.mark.usefixtures("asynchronous")
 def test_alike_changes_wait_once():
     """Megatron's block waits for two all-reduces, a parallel one for one; the rest is the ends'."""
     mesh = machine(1, 4).mesh(x=1, y=1, z=4)
@@ -120,7 +141,7 @@ def test_alike_changes_wait_once():
     for one in (shape, replace(shape, is_parallel=True)):
         few, many = (replace(one, num_layers=num) for num in (1, 2))
         latency_s = [
-            forward_terms(more, over_heads("megatron"), mesh, step_of(4), Precision()).latency_s
+            forward_terms(more, plain("megatron"), mesh, step_of(4), Precision()).latency_s
             for more in (few, many)
         ]
         rounds.append(latency_s[1] - latency_s[0])
@@ -136,7 +157,7 @@ def test_padded_sizes():
     assert (sizes["T"], sizes["H"], sizes["V"]) == (15, 64, 256_128)
     assert padded_sizes(named_shape("palm-540b"), both, mesh, step_of(5, 3))["T"] == 16 * 3
     assert padded_sizes(named_shape("gpt2"), whole, mesh, step_of(64))["V"] == 50_304
-    gathered = padded_sizes(named_shape("palm-540b"), over_heads("wg_x"), mesh, step_of(8))
+    gathered = padded_sizes(named_shape("palm-540b"), plain("wg_x"), mesh, step_of(8))
     assert gathered["H"] == 48
 
 
@@ -153,13 +174,13 @@ def test_padding_is_paid_for():
 def test_indivisible_width():
     mesh, shape = machine(1, 4).mesh(x=1, y=1, z=4), replace(TINY, d_ff=18)
     with pytest.raises(InvalidValue, match=r"=18: cannot be cut into 4 equal parts, as ws_2d"):
-        forward_terms(shape, over_heads("ws_2d"), mesh, step_of(1), Precision())
+        forward_terms(shape, plain("ws_2d"), mesh, step_of(1), Precision())
 
 
 def test_unknown_speed():
     mesh = resolve_cluster("v100-8").mesh(x=1, y=1, z=8)
     with pytest.raises(InvalidValue, match=r"dtype='bfloat16': is none that the speed of Tesla V1"):
-        forward_terms(named_shape("gpt2"), over_heads("ws_2d"), mesh, step_of(1), Precision())
+        forward_terms(named_shape("gpt2"), plain("ws_2d"), mesh, step_of(1), Precision())
 
 
 def test_efficiency_of_a_product():

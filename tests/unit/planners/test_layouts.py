@@ -9,7 +9,7 @@ import pytest
 from alpage.cost import Precision, Step, device_memory, forward_terms
 from alpage.errors import AlpageError, InvalidValue, OutOfMemory
 from alpage.hardware import resolve_cluster
-from alpage.layout import LAYOUTS, attentions
+from alpage.layout import LAYOUTS, Attention, attentions
 from alpage.planners import candidates, choose_layout, meshes
 from alpage.shapes import named_shape
 from alpage.units import format_bytes
@@ -49,9 +49,9 @@ def every_way(mesh, step):
     x, y, z = (mesh.size(axis) for axis in "xyz")
     other = {"wg_x": x == 1 or y * z == 1, "wg_xy": y == 1 or z == 1}
     for layout in (one for one in LAYOUTS.values() if not other.get(one.name)):
-        over_heads, *over_batch = attentions(layout)
         if mesh.size(layout.tokens) <= step.num_sequences:
-            yield over_heads
+            yield Attention(layout=layout, batch=layout.tokens)
+        over_batch = attentions(layout)[1 + bool(layout.tokens) :]
         shares = {one: mesh.size(one.sequence_axes) for one in over_batch}
         most = max((n for n in shares.values() if n <= step.num_sequences), default=0)
         yield from (one for one, n in shares.items() if n == most)

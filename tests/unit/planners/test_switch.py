@@ -15,10 +15,11 @@ INT8 = Precision(weights="int8")
 
 
 def way(model, mesh, layout, num_batch_axes, batch, *, new=1, past=0, precision=INT8):
-    """Attention over the batch by the last axes of the heads."""
+    """Attention over the batch by so many axes of the heads, beside those of tokens."""
     step = Step(num_sequences=batch, num_new_tokens=new, num_past_tokens=past)
     shape = named_shape(model) if isinstance(model, str) else model
-    attention = attentions(LAYOUTS[layout])[num_batch_axes]
+    num_axes = len(LAYOUTS[layout].tokens) + num_batch_axes
+    (attention,) = (one for one in attentions(LAYOUTS[layout]) if len(one.batch) == num_axes)
     return priced(shape, attention, mesh, step, precision)
 
 

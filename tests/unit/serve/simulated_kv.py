@@ -8,6 +8,7 @@ which are kept here apart from the scheduler's.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import product
 from random import Random
 from typing import final
 
@@ -128,25 +129,53 @@ class Simulation:
     num_arrivals: int = 0
     num_steps: int = 0
     num_swapped_in: int = 0
-    pool: PagePool = field(init=False)
-    host: PagePool = field(init=False)
+    num_homes: int = 1
+    pools: list[PagePool] = field(init=False)
+    hosts: list[PagePool] = field(init=False)
     scheduler: Scheduler = field(init=False)
     runner: SimulatedRunner = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pool = PagePool(
-            self.num_pages, self.page_size, key=b"key", has_prefix_cache=self.has_prefix_cache
-        )
-        self.host = PagePool(self.num_host_pages, self.page_size, has_prefix_cache=False)
+        self.pools = [
+            PagePool(
+                self.num_pages,
+                self.page_size,
+                first=home * self.num_pages,
+                key=b"key",
+                has_prefix_cache=self.has_prefix_cache,
+            )
+            for home in range(self.num_homes)
+        ]
+        self.hosts = [
+            PagePool(
+                self.num_host_pages,
+                self.page_size,
+                first=home * self.num_host_pages,
+                has_prefix_cache=False,
+            )
+            for home in range(self.num_homes)
+        ]
         cost = PreemptionCost(
             swap_s_per_page=self.swap_s_per_page, recompute_s_per_token=self.recompute_s_per_token
         )
         self.scheduler = Scheduler(
-            KvMemory(self.pool, self.host, cost),
+            [KvMemory(pool, host, cost) for pool, host in zip(self.pools, self.hosts, strict=True)],
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
         )
-        self.runner = SimulatedRunner(self.num_pages, self.num_host_pages, self.page_size)
+        self.runner = SimulatedRunner(
+            self.num_homes * self.num_pages, self.num_homes * self.num_host_pages, self.page_size
+        )
+
+    @property
+    def pool(self) -> PagePool:
+        """The pages of the first home."""
+        return self.pools[0]
+
+    @property
+    def host(self) -> PagePool:
+        """The host pages of the first home."""
+        return self.hosts[0]
 
     # -- the engine's loop -------------------------------------------------------------------------
 
@@ -282,8 +311,10 @@ class Simulation:
     def check(self) -> None:
         """Assert the invariants that hold between steps."""
         sequences = [s for group in self.groups for s in group.sequences]
-        self.pool.check(s.table for s in sequences)
-        self.host.check(s.host_pages for s in sequences)
+        for home, (pool, host) in enumerate(zip(self.pools, self.hosts, strict=True)):
+            at_home = [s for group in self.groups if group.home == home for s in group.sequences]
+            pool.check(s.table for s in at_home)
+            host.check(s.host_pages for s in at_home)
         slots = [slot for group in self.groups for slot in group.slots]
         slots += [s.slot for s in sequences] + self.scheduler._free_slots
         assert sorted(slots) == list(range(self.max_num_seqs)), "a slot is lost, or held twice"
@@ -292,7 +323,7 @@ class Simulation:
                 self._check_sequence(group, sequence)
         self._check_cache()
         usage = self.scheduler.usage()
-        assert usage.num_held_pages == self.pool.num_held
+        assert usage.num_held_pages == sum(pool.num_held for pool in self.pools)
         assert usage.num_filled_slots <= usage.num_held_slots
         assert usage.num_table_entries == sum(len(s.table) for s in sequences)
 
@@ -317,8 +348,8 @@ class Simulation:
     def _check_cache(self) -> None:
         """Assert that pages hold what the prefix index promises of all tokens ever seen."""
         live = {(g.salt, tokens) for g in self.groups for tokens in self.groups[g].values()}
-        for salt, tokens in live | self.texts:
-            prefix = self.pool.match(tokens, len(tokens), salt)
+        for pool, (salt, tokens) in product(self.pools, live | self.texts):
+            prefix = pool.match(tokens, len(tokens), salt)
             contents = ((salt, tokens[: end + 1]) for end in range(prefix.num_tokens))
             assert self.runner.holds(self.runner.device, prefix.pages, contents)
 
@@ -348,6 +379,7 @@ class _Before:
                 "the first in order has to wait"
             )
         # With pages to spare, nobody who misses one token waits for somebody's long prompt.
-        has_spare = simulation.pool.num_free >= 2 + len(batch.copied)
+        num_free = min(pool.num_free for pool in simulation.pools)
+        has_spare = num_free >= 2 + len(batch.copied)
         if has_spare and simulation.scheduler.num_preemptions == self._num_preemptions:
             assert set(self._ready) <= {row.slot for row in batch.rows}

@@ -146,7 +146,7 @@ def _preempt_nobody(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         Scheduler,
         "_make_room",
-        lambda self, group, sequence, step, num_pages: self.memory.num_free >= num_pages,
+        lambda self, group, sequence, step, num_pages: self._memory(group).num_free >= num_pages,
     )
 
 

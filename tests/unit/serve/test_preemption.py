@@ -64,7 +64,7 @@ def test_a_full_page_is_swapped_if_that_is_cheaper_than_four_tokens(swap_s_per_p
             simulation.step()
     assert simulation.scheduler.num_preemptions > 0
     assert (simulation.num_swapped_in > 0) == is_swapped
-    assert simulation.num_swapped_in == simulation.scheduler.memory.num_swapped_pages
+    assert simulation.num_swapped_in == simulation.scheduler.memories[0].num_swapped_pages
 
 
 def test_without_host_pages_tokens_are_computed_again():

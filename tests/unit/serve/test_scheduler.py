@@ -77,7 +77,7 @@ def test_a_sequence_that_comes_back_takes_no_token_that_another_waits_for():
     simulation.step()
     simulation.add(_fresh(30, 100), priority=-1)
     assert _tokens(simulation.step()) == {"0": 1, "1": 1, "2": 2}
-    memory = simulation.scheduler.memory
+    memory = simulation.scheduler.memories[0]
     memory.shed_all(back.leader)
     simulation.runner.run(Batch(swapped_out=memory.take_moves()[0]), {})
     assert back.leader.host_pages
@@ -311,3 +311,26 @@ def test_who_needs_many_slots_is_not_passed_by_who_needs_few():
     simulation.add([3], max_new_tokens=1)
     order = [opened.request_id for batch in simulation.run() for opened in batch.opened]
     assert order == ["1", "2"]
+
+
+def test_requests_spread_over_homes_and_go_where_their_prefix_is():
+    simulation = Simulation(num_pages=16, num_homes=2)
+    first = simulation.add(range(20))
+    second = simulation.add(range(100, 120))
+    simulation.step()
+    assert (first.home, second.home) == (0, 1)
+    simulation.run()
+    again = simulation.add(range(100, 121))
+    simulation.step()
+    assert (again.home, again.num_cached_tokens) == (1, 20)
+
+
+def test_a_full_home_does_not_keep_requests_from_another():
+    """The prefix lies at home 0, which is full: the prompt is computed anew at home 1."""
+    simulation = Simulation(num_pages=7, num_homes=2)
+    simulation.add(range(16), max_new_tokens=8)
+    simulation.step()
+    other = simulation.add(range(17), max_new_tokens=7)
+    simulation.step()
+    assert (other.home, other.num_cached_tokens) == (1, 0)
+    simulation.run()

@@ -33,6 +33,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         spare_budget=st.integers(0, 12),
         swap_s_per_page=st.sampled_from([0.0, 0.0, 2.5, 100.0]),
         has_prefix_cache=st.sampled_from([True, True, True, False]),
+        num_homes=st.sampled_from([1, 1, 2, 3]),
     )
     def build(self, max_num_seqs: int, spare_budget: int, **rest) -> None:
         self.simulation = Simulation(
@@ -91,7 +92,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         groups = list(self.simulation.groups)
         self.simulation.finish(groups[place % len(groups)])
         if has_reset:
-            self.simulation.pool.reset()
+            self.simulation.scheduler.forget_prefixes()
 
     @invariant()
     def holds(self) -> None:
@@ -109,8 +110,7 @@ def drain(simulation: Simulation) -> None:
         for group in simulation.groups
     )
     simulation.run(RandomDraw(Random(0), end_share=0.0), max_steps=2 * num_tokens)
-    assert simulation.pool.num_held == 0
-    assert simulation.host.num_held == 0
+    assert all(pool.num_held == 0 for pool in (*simulation.pools, *simulation.hosts))
 
 
 def _fits(simulation: Simulation, num_prompt_tokens: int, max_new_tokens: int, n: int) -> bool:
