@@ -12,13 +12,17 @@ from alpage.models import Checkpoint, Model, Tokenizer, load
 from alpage.ops import AttentionSpec, Backend, KvPool, backends, select
 from alpage.serve.allocation import allocating
 from alpage.serve.config import EngineConfig
-from alpage.serve.engine import Engine, Limits
+from alpage.serve.engine import Engine
+from alpage.serve.fleet import Fleet
+from alpage.serve.intake import Intake, Limits
 from alpage.serve.kv_memory import KvMemory, PreemptionCost
 from alpage.serve.machine import find_device, find_dtype, free_bytes
-from alpage.serve.mesh import plan_mesh, start_mesh
+from alpage.serve.mesh import plan_mesh, start_meshes
 from alpage.serve.pages import PagePool
-from alpage.serve.runner import Runner, Runs
+from alpage.serve.runner import Runner
+from alpage.serve.runs import Runs
 from alpage.serve.scheduler import Scheduler
+from alpage.serve.serves import Serves
 from alpage.serve.sizing import Sizes, size
 from alpage.serve.slots import Slots
 from alpage.units import format_bytes
@@ -36,8 +40,8 @@ _FLOPS_PER_S = {"cpu": 200e9, "cuda": 200e12}
 
 def build_engine(
     checkpoint: Checkpoint, config: EngineConfig, notify: Callable[[str], None]
-) -> Engine:
-    """Return an engine for a checkpoint's model.
+) -> Serves:
+    """Return an engine for a checkpoint's model, or a fleet of them where there are replicas.
 
     Args:
         checkpoint: one without a usable tokenizer gives no texts, and takes token ids only.
@@ -65,8 +69,10 @@ def build_engine(
         share=_KV_SHARE[device.type],
         notify=notify,
     )
-    runner = start_mesh(plan, sizes, config)
-    return _engine(runner, sizes, plan.shape, eos_ids, tokenizer, config, device)
+    runners = start_meshes(plan, sizes, config)
+    intake = _intake(sizes, plan.shape, eos_ids, tokenizer, config)
+    engines = [_engine(runner, intake, sizes, plan.shape, config, device) for runner in runners]
+    return engines[0] if config.replicas == 1 else Fleet(engines, intake)
 
 
 def assemble(
@@ -104,7 +110,8 @@ def assemble(
             backend,
             Slots(config.max_num_seqs, sizes.max_model_len, config.page_size),
         )
-    return _engine(runner, sizes, shape, eos_ids, tokenizer, config, device)
+    intake = _intake(sizes, shape, eos_ids, tokenizer, config)
+    return _engine(runner, intake, sizes, shape, config, device)
 
 
 def tokenizer_or_none(checkpoint: Checkpoint) -> Tokenizer | None:
@@ -120,10 +127,9 @@ def tokenizer_or_none(checkpoint: Checkpoint) -> Tokenizer | None:
 
 def _engine(
     runner: Runs,
+    intake: Intake,
     sizes: Sizes,
     shape: ModelShape,
-    eos_ids: frozenset[int],
-    tokenizer: Tokenizer | None,
     config: EngineConfig,
     device: torch.device,
 ) -> Engine:
@@ -133,6 +139,16 @@ def _engine(
         max_num_batched_tokens=config.max_num_batched_tokens
         or max(_BATCHED_TOKENS[device.type], config.max_num_seqs),
     )
+    return Engine(scheduler, runner, intake)
+
+
+def _intake(
+    sizes: Sizes,
+    shape: ModelShape,
+    eos_ids: frozenset[int],
+    tokenizer: Tokenizer | None,
+    config: EngineConfig,
+) -> Intake:
     limits = Limits(
         max_model_len=sizes.max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -141,7 +157,7 @@ def _engine(
         vocab_size=shape.vocab_size,
         eos_ids=eos_ids,
     )
-    return Engine(scheduler, runner, limits, tokenizer, seed=config.seed)
+    return Intake(limits, tokenizer, seed=config.seed)
 
 
 def _check_eos(eos_ids: frozenset[int], shape: ModelShape) -> None:

@@ -30,9 +30,12 @@ class EngineConfig:
         max_num_batched_tokens: tokens that a step computes; None: 512 on a CPU, 4,096 on a GPU.
         has_prefix_cache: whether prompts share what equal prefixes computed.
         attention_backend: "auto" or one by name: native, sdpa, reference.
-        devices: that the model is cut over; on a CPU processes of this machine, which share its
-            cores.
-        layout: how it is cut: "auto", or one of ws_1d, ws_2d, megatron.
+        devices: that all replicas together take; on a CPU processes of this machine, which share
+            its cores.
+        replicas: of the model, each with an equal share of the devices, that its model is cut over;
+            kv_memory and swap_memory are those of one device, max_num_seqs and
+            max_num_batched_tokens of one replica.
+        layout: how each is cut: "auto", or one of ws_1d, ws_2d, megatron.
         seed: of the seeds of requests that bring none.
 
     Raises:
@@ -50,6 +53,7 @@ class EngineConfig:
     has_prefix_cache: bool = True
     attention_backend: str = "auto"
     devices: int = 1
+    replicas: int = 1
     layout: str = "auto"
     seed: int = 0
 
@@ -81,6 +85,14 @@ class EngineConfig:
             low = self.max_num_seqs
             _whole("max_num_batched_tokens", self.max_num_batched_tokens, low, 2**24)
         _whole("devices", self.devices, 1, 64)
+        _whole("replicas", self.replicas, 1, 64)
+        if self.devices % self.replicas:
+            raise InvalidValue(
+                field="replicas",
+                value=self.replicas,
+                limit=f"must divide devices={self.devices}, which they share equally",
+                remedy="Choose a number of devices that is a multiple of the replicas",
+            )
         if self.layout not in LAYOUTS:
             raise InvalidValue(
                 field="layout",
@@ -91,6 +103,11 @@ class EngineConfig:
         _kind("has_prefix_cache", self.has_prefix_cache, bool, "True or False")
         _kind("attention_backend", self.attention_backend, str, "the name of a backend")
         _whole("seed", self.seed, 0, 2**64 - 1)
+
+    @property
+    def devices_per_replica(self) -> int:
+        """Devices that one model is cut over."""
+        return self.devices // self.replicas
 
 
 def _kind(name: str, value: object, kind: type, limit: str) -> None:

@@ -1,7 +1,8 @@
-"""Mesh: plan how a model is cut over this machine's processes, and start them."""
+"""Mesh: plan how a model is cut over this machine's processes, and start them, once a replica."""
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import final
 
@@ -18,7 +19,7 @@ from alpage.runtime import Processes
 from alpage.serve.config import LAYOUTS, EngineConfig
 from alpage.serve.mesh_runner import MeshRunner
 from alpage.serve.messages import Job
-from alpage.serve.runner import Profile
+from alpage.serve.runs import Profile
 from alpage.serve.sizing import Sizes
 from alpage.serve.worker import process_cluster, work
 from alpage.workload import ModelShape
@@ -66,7 +67,7 @@ def plan_mesh(
     dtype: torch.dtype,
     notify: Callable[[str], None],
 ) -> MeshPlan:
-    """Return how to cut a model over `config.devices` processes.
+    """Return how to cut a model over the processes of one replica, of `config.replicas`.
 
     The layout is the cheapest for a decode step that keeps whole sequences on every rank, by the
     calibrated cluster if `alpage hardware` has measured one of that size.
@@ -83,7 +84,8 @@ def plan_mesh(
             remedy='Use device="cpu", or one GPU',
         )
     whole = build(checkpoint.config)[0]
-    cluster = _cluster(config.devices)
+    num_ranks = config.devices_per_replica
+    cluster = _cluster(num_ranks)
     names = LAYOUTS[1:] if config.layout == "auto" else (config.layout,)
     priced = candidates(whole.shape, cluster, _TYPICAL, Precision(compute="float32"))
     fitting = [
@@ -93,16 +95,17 @@ def plan_mesh(
     ]
     if not fitting:
         raise InvalidValue(
-            field="devices",
-            value=config.devices,
+            field="devices" if config.replicas == 1 else "devices per replica",
+            value=num_ranks,
             limit=f"do not cut this model evenly by {' or '.join(names)}: it is "
             f"{whole.shape.d_model} wide, its feed-forward {whole.shape.d_ff}",
             remedy="Choose a number that divides both",
         )
     best = min(fitting, key=lambda candidate: candidate.step_s)
+    processes = "1 process" if num_ranks == 1 else f"{num_ranks} processes"
+    each = processes if config.replicas == 1 else f"{config.replicas} replicas of {processes}"
     notify(
-        f"{config.devices} processes, layout {best.layout.name}, mesh {best.mesh}, "
-        f"by the numbers of {cluster.name}."
+        f"{each}, layout {best.layout.name}, mesh {best.mesh}, by the numbers of {cluster.name}."
     )
     return MeshPlan(
         checkpoint=checkpoint,
@@ -115,8 +118,8 @@ def plan_mesh(
     )
 
 
-def start_mesh(plan: MeshPlan, sizes: Sizes, config: EngineConfig) -> MeshRunner:
-    """Return the ranks, ready.
+def start_meshes(plan: MeshPlan, sizes: Sizes, config: EngineConfig) -> list[MeshRunner]:
+    """Return the ranks of every replica, ready.
 
     Raises:
         RankLost: one failed, died, or was not ready in time.
@@ -134,11 +137,21 @@ def start_mesh(plan: MeshPlan, sizes: Sizes, config: EngineConfig) -> MeshRunner
         attention_backend=config.attention_backend,
         num_threads=max(1, num_usable_cores() // config.devices),
     )
-    processes = Processes(
-        work, config.devices, (job,), backend="gloo", start_s=_START_S, step_s=_STEP_S
-    )
     profile = Profile(shape=plan.shape, dtype=plan.dtype, device=torch.device("cpu"))
-    return MeshRunner(processes, profile)
+    with ExitStack() as undo:
+        started = []
+        for _ in range(config.replicas):
+            started.append(_start(job, config.devices_per_replica))
+            undo.callback(started[-1].stop)
+        # They load side by side.
+        for processes in started:
+            processes.answer()
+        undo.pop_all()
+    return [MeshRunner(processes, profile) for processes in started]
+
+
+def _start(job: Job, num_ranks: int) -> Processes:
+    return Processes(work, num_ranks, (job,), backend="gloo", start_s=_START_S, step_s=_STEP_S)
 
 
 def _cluster(num_devices: int) -> Cluster:

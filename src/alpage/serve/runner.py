@@ -3,10 +3,10 @@
 Dims: T new tokens of all rows, R rows that draw, V vocabulary, D model.
 """
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -20,43 +20,12 @@ from alpage.serve.inputs import StepInputs
 from alpage.serve.outputs import TokenLogprobs
 from alpage.serve.params import SamplingParams
 from alpage.serve.results import RowResult
+from alpage.serve.runs import Profile, Runs
 from alpage.serve.sampler import sample, to_logprobs
 from alpage.serve.slots import DrawRule, Slots
-from alpage.workload import ModelShape
 
 # Prompt positions whose logits exist at a time, whatever the prompt's length.
 _PROMPT_LOGITS_ROWS = 64
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """What a step's price depends on.
-
-    Attributes:
-        shape: of the whole model.
-        dtype: of weights, keys and values.
-        device: that computes.
-    """
-
-    shape: ModelShape
-    dtype: torch.dtype
-    device: torch.device
-
-
-class Runs(Protocol):
-    """Makes an engine's steps."""
-
-    profile: Profile
-
-    def open(self, request_id: str, rule: DrawRule) -> None:
-        """Learn how a request draws, before a batch names it."""
-
-    def close(self, request_id: str) -> None:
-        """Forget a request."""
-
-    def run(self, batch: Batch) -> list[RowResult]:
-        """Make a step; return what each row gave."""
 
 
 @final
@@ -83,6 +52,7 @@ class Runner(Runs):
         self._slots = slots
         self._inputs = StepInputs(pool.page_size, pool.kv_L2PGSK.device)
         self._rules: dict[str, DrawRule] = {}
+        self._drawn: list[RowResult] = []
 
     def open(self, request_id: str, rule: DrawRule) -> None:
         """Learn how a request draws, before a batch names it."""
@@ -91,6 +61,24 @@ class Runner(Runs):
     def close(self, request_id: str) -> None:
         """Forget a request."""
         del self._rules[request_id]
+
+    def start(self, batch: Batch) -> None:
+        """Make a step, the whole of it."""
+        self._drawn = self.run(batch)
+
+    def finish(self) -> list[RowResult]:
+        """Return what each row of the step gave."""
+        return self._drawn
+
+    @property
+    def signals(self) -> Sequence[int]:
+        """None, for a step that has started is done."""
+        return ()
+
+    @property
+    def due_s(self) -> float:
+        """Always."""
+        return math.inf
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[RowResult]:
