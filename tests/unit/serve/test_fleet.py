@@ -157,6 +157,19 @@ def test_names_are_unique_over_the_fleet():
     fleet.add([1], GREEDY, request_id="mine")
 
 
+def test_what_is_abandoned_is_over_with_the_next_step():
+    fleet, _ = make_fleet(2)
+    requests = [fleet.add([number], GREEDY) for number in range(3)]
+    fleet.step()
+    for request in requests[:2]:
+        fleet.abandon(request.request_id)
+    fleet.step()
+    assert [request.is_finished for request in requests] == [True, True, False]
+    finish(fleet)
+    fleet.abandon(requests[2].request_id)
+    assert not fleet.has_unfinished
+
+
 def test_a_lost_replica_takes_its_requests_with_it_and_no_others():
     fleet, runners = make_fleet(3)
     requests = [fleet.add([number], GREEDY) for number in range(6)]
@@ -212,6 +225,22 @@ def test_who_does_not_answer_in_time_is_told_so():
     with pytest.raises(RankLost, match="replica 1"):
         fleet.step()
     assert waited == [([0, 1], 0.0)]
+
+
+def test_who_is_interrupted_while_waiting_loses_nothing():
+    answers = iter([KeyboardInterrupt])
+
+    def wait(signals, _timeout_s):
+        for error in answers:
+            raise error
+        return signals
+
+    fleet, _ = make_fleet(2, wait=wait)
+    requests = [fleet.add([number], GREEDY) for number in range(4)]
+    with pytest.raises(KeyboardInterrupt):
+        fleet.step()
+    finish(fleet)
+    assert all(r.output().outputs[0].finish_reason == "length" for r in requests)
 
 
 def test_an_abort_between_the_halves_of_a_step_frees_the_pages_and_loses_nobody():
