@@ -158,7 +158,7 @@ class FakeClock:
 def test_requests_arrive_at_their_times(llm, monkeypatch):
     """A step takes one second: the second request waits for the step it arrives in."""
     clock, engine = FakeClock(), llm.engine
-    monkeypatch.setattr(engine, "_clock", clock)
+    monkeypatch.setattr(engine.intake, "clock", clock)
     run = engine.runner.run
 
     def run_in_a_second(batch):

@@ -470,3 +470,13 @@ def test_a_failed_step_ends_its_requests_and_the_engine_goes_on(checkpoint, monk
     output = llm.generate([[7] * 40], GREEDY)[0]
     assert output.metrics.cached_tokens == 0
     assert tokens(llm.generate([[6] * 40], GREEDY)) == expected
+
+
+def test_continuations_are_drawn_from_their_own_row_beside_beams(checkpoint):
+    """As many draws as rows, but not one of each: three of one row, none of two beams'."""
+    sampling = SamplingParams(temperature=1e-3, seed=3, n=3, max_tokens=4)
+    beams = BeamSearchParams(beam_width=2, max_tokens=4)
+    llm = make(checkpoint)
+    alone = llm.generate([[5, 6, 7]], sampling)[0]
+    beside = llm.generate([[8, 9], [5, 6, 7], [3, 4]], [beams, sampling, beams])[1]
+    assert [one.token_ids for one in beside.outputs] == [one.token_ids for one in alone.outputs]

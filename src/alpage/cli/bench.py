@@ -18,6 +18,7 @@ from alpage.cli.options import (
     KvMemoryOption,
     LayoutOption,
     ModelArgument,
+    ReplicasOption,
 )
 from alpage.cli.terminal import working
 from alpage.models import resolve
@@ -46,6 +47,7 @@ def offline(  # noqa: PLR0913 - options of a command
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     devices: DevicesOption = 1,
+    replicas: ReplicasOption = 1,
     layout: LayoutOption = "auto",
     kv_memory: KvMemoryOption = None,
     max_num_seqs: Annotated[int, typer.Option(help="Sequences that run at a time.")] = 128,
@@ -66,6 +68,7 @@ def offline(  # noqa: PLR0913 - options of a command
         dtype=dtype,
         device=device,
         devices=devices,
+        replicas=replicas,
         layout=layout,
         kv_memory=kv_memory,
         max_num_seqs=max_num_seqs,

@@ -25,6 +25,7 @@ from alpage.cli.options import (
     KvMemoryOption,
     LayoutOption,
     ModelArgument,
+    ReplicasOption,
     SeedOption,
     TemperatureOption,
 )
@@ -57,6 +58,7 @@ def chat(  # noqa: PLR0913 - options of a command
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     devices: DevicesOption = 1,
+    replicas: ReplicasOption = 1,
     layout: LayoutOption = "auto",
     kv_memory: KvMemoryOption = None,
 ) -> None:
@@ -73,6 +75,7 @@ def chat(  # noqa: PLR0913 - options of a command
         dtype=dtype,
         device=device,
         devices=devices,
+        replicas=replicas,
         layout=layout,
         kv_memory=kv_memory,
         seed=seed,

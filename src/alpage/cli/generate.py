@@ -16,6 +16,7 @@ from alpage.cli.options import (
     KvMemoryOption,
     LayoutOption,
     ModelArgument,
+    ReplicasOption,
     SeedOption,
     TemperatureOption,
 )
@@ -63,6 +64,7 @@ def generate(  # noqa: PLR0913 - options of a command
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     devices: DevicesOption = 1,
+    replicas: ReplicasOption = 1,
     layout: LayoutOption = "auto",
     kv_memory: KvMemoryOption = None,
 ) -> None:
@@ -79,7 +81,13 @@ def generate(  # noqa: PLR0913 - options of a command
     params = _drawn(sampling) if beam_width is None else _searched(sampling, beam_width)
     text = read_text() if prompt == "-" else prompt
     llm = load_llm(
-        model, dtype=dtype, device=device, devices=devices, layout=layout, kv_memory=kv_memory
+        model,
+        dtype=dtype,
+        device=device,
+        devices=devices,
+        replicas=replicas,
+        layout=layout,
+        kv_memory=kv_memory,
     )
     if is_chat:
         tokens = llm.encode_chat([{"role": "user", "content": text}])

@@ -23,7 +23,7 @@ def load_llm(
         model: a short name or a path.
         kv_memory: see `EngineConfig`.
         seed: of the seeds of requests that bring none; None draws one.
-        **options: dtype, device, devices and layout, see `EngineConfig`.
+        **options: dtype, device, devices, replicas and layout, see `EngineConfig`.
 
     Raises:
         AlpageError: the model cannot be found, read or held, or an option is out of range.

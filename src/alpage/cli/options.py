@@ -28,6 +28,9 @@ KvMemoryOption: TypeAlias = Annotated[
 DevicesOption: TypeAlias = Annotated[
     int, typer.Option(help="Processes that the model is cut over, on a CPU.")
 ]
+ReplicasOption: TypeAlias = Annotated[
+    int, typer.Option(help="Copies of the model that share the devices and the requests.")
+]
 LayoutOption: TypeAlias = Annotated[
     str, typer.Option(help="How it is cut: auto, ws_1d, ws_2d or megatron.")
 ]

@@ -173,9 +173,10 @@ def _refused(
     more = f", then {prefill_layout}" if prefill_layout != "auto" else ""
     over = f" with attention over {attention}" if attention != "auto" else ""
     return InvalidValue(
-        field="devices",
+        field="ranks",
         value=cluster.num_devices,
         limit=f"do not cut this model evenly by {' or '.join(asked)}{more}{over}: it is "
         f"{shape.d_model} wide, its feed-forward {shape.d_ff}",
-        remedy="Choose a number that divides both, or another layout",
+        remedy="Choose devices, replicas and stages that leave a number which divides both, or "
+        "another layout",
     )

@@ -1,15 +1,18 @@
 """Processes: ranks of a mesh that stay until they are stopped, and answer to messages.
 
-A message goes to all ranks, the answer comes from the first. Whatever happens, a call ends by its
-deadline with an answer or an error, and after an error no process is left. The ranks end by
-themselves when this process does, since their pipes end with it.
+A message goes to all ranks, the answer comes from the first. Between question and answer the caller
+may do something else, such as ask other processes. Whatever happens, a call ends by its deadline
+with an answer or an error, and after an error no process is left. The ranks end by themselves when
+this process does, since their pipes end with it.
 
 They are started as programs of their own, not by `multiprocessing`, which would run the caller's
 main module once more in each.
 """
 
+import math
 import os
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -32,6 +35,8 @@ _PROGRAM = "from alpage.runtime.rank import main; main()"
 class Processes:
     """Processes that are the ranks of a mesh, on this machine.
 
+    They start at once, and owe an answer from the start: that they are ready.
+
     Args:
         work: a function of a module, found by its name and called as `work(rank, port, *arguments)`
             in each process; the first rank answers once when it is ready, and then to what it is
@@ -43,7 +48,7 @@ class Processes:
         step_s: seconds for every answer and every collective.
 
     Raises:
-        RankLost: a process failed, died or was not ready in time.
+        RankLost: a process died.
     """
 
     def __init__(
@@ -57,6 +62,8 @@ class Processes:
         step_s: float,
     ) -> None:
         self._step_s = step_s
+        self.due_s = time.monotonic() + start_s
+        self.is_asked = True
         self._folder = tempfile.TemporaryDirectory(prefix="alpage-ranks-")
         self._programs: list[subprocess.Popen[bytes]] = []
         self._pipes: list[Connection] = []
@@ -72,8 +79,7 @@ class Processes:
                 rendezvous=f"file://{self._folder.name}/rendezvous",
                 step_s=step_s,
             )
-            self._pipes[rank].send_bytes(msgspec.msgpack.encode(begin))
-        self._receive(start_s)
+            self._send(rank, msgspec.msgpack.encode(begin))
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -85,31 +91,59 @@ class Processes:
         """Whether there are ranks; they are gone after an error or `stop`."""
         return bool(self.stop.alive)
 
+    @property
+    def signals(self) -> tuple[int, ...]:
+        """File descriptors, one of which can be read once there is an answer or an error."""
+        return tuple(pipe.fileno() for pipe in self._pipes) if self.is_running else ()
+
     def tell(self, message: bytes) -> None:
         """Send a message that has no answer to all ranks.
 
         Raises:
-            RankLost: a process died, now or before.
+            RankLost: a process died, now or before, or does not listen.
         """
+        assert not self.is_asked, "ranks that have something to say may not be listening"
         if not self.is_running:
             raise self._lost(0, "is gone")
-        for rank, pipe in enumerate(self._pipes):
-            try:
-                pipe.send_bytes(message)
-            except OSError as error:
-                raise self._lost(rank, "died") from error
+        for rank in range(len(self._pipes)):
+            self._send(rank, message)
 
-    def ask(self, message: bytes) -> bytes:
-        """Send a message to all ranks and return the first one's answer.
+    def ask(self, message: bytes) -> None:
+        """Send a message to all ranks that the first one is going to answer.
 
         Raises:
-            RankLost: a process failed or died, or the deadline passed.
+            RankLost: a process died, now or before, or does not listen.
         """
         self.tell(message)
-        return self._receive(self._step_s)
+        self.due_s = time.monotonic() + self._step_s
+        self.is_asked = True
+
+    def answer(self) -> bytes:
+        """Wait for what was asked for last.
+
+        Raises:
+            RankLost: a process failed or died, or the deadline `due_s` passed.
+        """
+        assert self.is_asked, "nobody has asked"
+        if not self.is_running:
+            raise self._lost(0, "is gone")
+        while True:
+            ready = wait(self._pipes, max(0.0, self.due_s - time.monotonic()))
+            if not ready:
+                raise self._lost(0, "has not answered in time")
+            # An error of any rank comes first: the others wait for it in vain.
+            answers = {
+                rank: self._receive(rank) for rank, pipe in enumerate(self._pipes) if pipe in ready
+            }
+            if 0 in answers:
+                self.is_asked = False
+                return answers[0]
 
     def _start(self, rank: int) -> None:
         ours, theirs = socket.socketpair()
+        # A rank that stops in the middle of a message must not keep anybody for ever.
+        for way in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, way, struct.pack("@ll", math.ceil(self._step_s), 0))
         with theirs:
             program = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
@@ -121,31 +155,34 @@ class Processes:
         self._pipes.append(Connection(ours.detach()))
         assert len(self._pipes) == rank + 1, "ranks start in order"
 
-    def _receive(self, deadline_s: float) -> bytes:
-        end_s = time.monotonic() + deadline_s
-        while True:
-            ready = wait(self._pipes, max(0.0, end_s - time.monotonic()))
-            if not ready:
-                raise self._lost(0, f"has not answered within {deadline_s:g} s")
-            # An error of any rank comes first: the others wait for it in vain.
-            answers = {
-                rank: self._answer(rank, pipe)
-                for rank, pipe in enumerate(self._pipes)
-                if pipe in ready
-            }
-            if 0 in answers:
-                return answers[0]
-
-    def _answer(self, rank: int, pipe: Connection) -> bytes:
+    def _send(self, rank: int, message: bytes) -> None:
         try:
-            answer = msgspec.msgpack.decode(pipe.recv_bytes(), type=Answer)
+            self._pipes[rank].send_bytes(message)
+        except BlockingIOError as error:
+            raise self._lost(rank, "does not listen") from error
+        except OSError as error:
+            raise self._lost(rank, "died") from error
+        except BaseException:
+            # Half a message is none, and ranks that have heard different things disagree.
+            self.stop()
+            raise
+
+    def _receive(self, rank: int) -> bytes:
+        try:
+            answer = msgspec.msgpack.decode(self._pipes[rank].recv_bytes(), type=Answer)
+        except BlockingIOError as error:
+            raise self._lost(rank, "has not answered in time") from error
         except (EOFError, OSError) as error:
             raise self._lost(rank, "died") from error
+        except BaseException:
+            self.stop()
+            raise
         if answer.error is not None:
             raise self._lost(rank, f"failed: {answer.error}")
         return answer.data
 
     def _lost(self, rank: int, reason: str) -> RankLost:
+        self.is_asked = False
         self.stop()
         return RankLost(
             field="rank",

@@ -12,8 +12,8 @@ from typing import final
 from alpage.cost import roofline_s, step_bytes, step_flops
 from alpage.models import Tokenizer
 from alpage.runtime import Ceilings, measure_ceilings
-from alpage.serve.engine import Engine
 from alpage.serve.replay import Replay, StepSample, prepare, replay, warm_up
+from alpage.serve.serves import Serves
 from alpage.units import KiB
 from alpage.workload import ModelShape
 from alpage.workload_file import RequestSpec
@@ -34,13 +34,14 @@ class Figures:
         ttft_s_median: from a request's arrival to its first token.
         itl_s_median: between two tokens of a continuation; None where all have a single one.
         peak_rss_bytes: memory that the process held at most, loading the model included.
-        num_steps: steps that the engine made.
-        kv_waste: share of the slots in held KV pages that hold no token, averaged over steps.
+        num_steps: steps that were made, by all replicas.
+        kv_waste: share of the slots in held KV pages that hold no token, averaged over steps; of
+            each step those of the replica that made it.
         kv_saved_by_sharing: share of the KV pages that would be held without sharing and are not,
-            averaged over steps (Kwon et al. 2023, arXiv:2309.06180, section 6.3).
+            averaged likewise (Kwon et al. 2023, arXiv:2309.06180, section 6.3).
         num_preemptions: sequences that gave up pages to another and stopped.
         roofline_fraction: the time that the machine's ceilings allow for the useful work of all
-            steps, over the time these took.
+            steps, over the time in which these were made.
         matmul_flops_per_s: the ceiling that was measured for compute.
         memory_bytes_per_s: the ceiling that was measured for reading memory.
     """
@@ -74,7 +75,7 @@ class Footprint:
 
 
 def run(
-    engine: Engine,
+    engine: Serves,
     tokenizer: Tokenizer | None,
     specs: Seq[RequestSpec],
     *,
@@ -98,7 +99,7 @@ def run(
     seen = replay(engine, requests, notify=notify)
     # Before the ceilings, whose buffers are no part of what serving takes.
     peak_rss_bytes = _peak_rss_bytes()
-    profile = engine.runner.profile
+    profile = engine.engines[0].runner.profile
     footprint = Footprint(
         shape=profile.shape,
         weight_element_bytes=profile.dtype.itemsize,

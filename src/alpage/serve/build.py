@@ -12,13 +12,17 @@ from alpage.models import Checkpoint, Model, Tokenizer, load
 from alpage.ops import AttentionSpec, Backend, KvPool, backends, select
 from alpage.serve.allocation import allocating
 from alpage.serve.config import EngineConfig
-from alpage.serve.engine import Engine, Limits
+from alpage.serve.engine import Engine
+from alpage.serve.fleet import Fleet
+from alpage.serve.intake import Intake, Limits
 from alpage.serve.kv_memory import KvMemory, PreemptionCost
 from alpage.serve.machine import find_device, find_dtype, free_bytes
-from alpage.serve.mesh import plan_mesh, start_mesh
+from alpage.serve.mesh import plan_mesh, start_meshes
 from alpage.serve.pages import PagePool
-from alpage.serve.runner import Runner, Runs, View
+from alpage.serve.runner import Runner, View
+from alpage.serve.runs import Runs
 from alpage.serve.scheduler import Scheduler
+from alpage.serve.serves import Serves
 from alpage.serve.sizing import Sizes, size
 from alpage.serve.slots import Slots
 from alpage.units import format_bytes
@@ -36,8 +40,8 @@ _FLOPS_PER_S = {"cpu": 200e9, "cuda": 200e12}
 
 def build_engine(
     checkpoint: Checkpoint, config: EngineConfig, notify: Callable[[str], None]
-) -> Engine:
-    """Return an engine for a checkpoint's model.
+) -> Serves:
+    """Return an engine for a checkpoint's model, or a fleet of them where there are replicas.
 
     Args:
         checkpoint: one without a usable tokenizer gives no texts, and takes token ids only.
@@ -65,8 +69,13 @@ def build_engine(
         share=_KV_SHARE[device.type],
         notify=notify,
     )
-    runner = start_mesh(plan, sizes, config)
-    return _engine(runner, sizes, plan.shape, eos_ids, tokenizer, config, device, plan.num_homes)
+    runners = start_meshes(plan, sizes, config)
+    intake = _intake(sizes, plan.shape, eos_ids, tokenizer, config)
+    engines = [
+        _engine(runner, intake, sizes, plan.shape, config, device, plan.num_homes)
+        for runner in runners
+    ]
+    return engines[0] if config.replicas == 1 else Fleet(engines, intake)
 
 
 def assemble(
@@ -104,7 +113,8 @@ def assemble(
             backend,
             Slots(config.max_num_seqs, sizes.max_model_len, config.page_size),
         )
-    return _engine(runner, sizes, shape, eos_ids, tokenizer, config, device)
+    intake = _intake(sizes, shape, eos_ids, tokenizer, config)
+    return _engine(runner, intake, sizes, shape, config, device)
 
 
 def tokenizer_or_none(checkpoint: Checkpoint) -> Tokenizer | None:
@@ -118,12 +128,11 @@ def tokenizer_or_none(checkpoint: Checkpoint) -> Tokenizer | None:
 # -- the parts -------------------------------------------------------------------------------------
 
 
-def _engine(  # noqa: PLR0913 - what was found out before
+def _engine(
     runner: Runs,
+    intake: Intake,
     sizes: Sizes,
     shape: ModelShape,
-    eos_ids: frozenset[int],
-    tokenizer: Tokenizer | None,
     config: EngineConfig,
     device: torch.device,
     num_homes: int = 1,
@@ -134,6 +143,16 @@ def _engine(  # noqa: PLR0913 - what was found out before
         max_num_batched_tokens=config.max_num_batched_tokens
         or max(_BATCHED_TOKENS[device.type], config.max_num_seqs),
     )
+    return Engine(scheduler, runner, intake)
+
+
+def _intake(
+    sizes: Sizes,
+    shape: ModelShape,
+    eos_ids: frozenset[int],
+    tokenizer: Tokenizer | None,
+    config: EngineConfig,
+) -> Intake:
     limits = Limits(
         max_model_len=sizes.max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -142,7 +161,7 @@ def _engine(  # noqa: PLR0913 - what was found out before
         vocab_size=shape.vocab_size,
         eos_ids=eos_ids,
     )
-    return Engine(scheduler, runner, limits, tokenizer, seed=config.seed)
+    return Intake(limits, tokenizer, seed=config.seed)
 
 
 def _check_eos(eos_ids: frozenset[int], shape: ModelShape) -> None:

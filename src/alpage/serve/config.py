@@ -34,8 +34,11 @@ class EngineConfig:
         max_num_batched_tokens: tokens that a step computes; None: 512 on a CPU, 4,096 on a GPU.
         has_prefix_cache: whether prompts share what equal prefixes computed.
         attention_backend: "auto" or one by name: native, sdpa, reference.
-        devices: that the model is cut over; on a CPU processes of this machine, which share its
-            cores.
+        devices: that all replicas together take; on a CPU processes of this machine, which share
+            its cores.
+        replicas: of the model, each with an equal share of the devices, that its model is cut over;
+            kv_memory and swap_memory are those of one device, max_num_seqs and
+            max_num_batched_tokens of one replica.
         stages: of a pipeline through its blocks; each has an equal share of the devices.
         layout: how it is cut in steps that decode: "auto", or one of ws_1d, ws_2d, megatron.
         prefill_layout: how it is cut in larger steps: "auto", the same, or where that is ws_2d one
@@ -61,6 +64,7 @@ class EngineConfig:
     attention_backend: str = "auto"
     devices: int = 1
     stages: int = 1
+    replicas: int = 1
     layout: str = "auto"
     prefill_layout: str = "auto"
     attention_sharding: str = "auto"
@@ -90,12 +94,20 @@ class EngineConfig:
             low = self.max_num_seqs
             _whole("max_num_batched_tokens", self.max_num_batched_tokens, low, 2**24)
         _whole("devices", self.devices, 1, 64)
-        _whole("stages", self.stages, 1, self.devices)
-        if self.devices % self.stages:
+        _whole("replicas", self.replicas, 1, 64)
+        if self.devices % self.replicas:
+            raise InvalidValue(
+                field="replicas",
+                value=self.replicas,
+                limit=f"must divide devices={self.devices}, which they share equally",
+                remedy="Choose a number of devices that is a multiple of the replicas",
+            )
+        _whole("stages", self.stages, 1, 64)
+        if self.devices_per_replica % self.stages:
             raise InvalidValue(
                 field="stages",
                 value=self.stages,
-                limit=f"must divide devices={self.devices}",
+                limit=f"must divide the {self.devices_per_replica} devices of a replica",
                 remedy="Choose a number that does",
             )
         _one_of("layout", self.layout, LAYOUTS)
@@ -104,6 +116,11 @@ class EngineConfig:
         _kind("has_prefix_cache", self.has_prefix_cache, bool, "True or False")
         _kind("attention_backend", self.attention_backend, str, "the name of a backend")
         _whole("seed", self.seed, 0, 2**64 - 1)
+
+    @property
+    def devices_per_replica(self) -> int:
+        """Devices that one model is cut over, stages and all."""
+        return self.devices // self.replicas
 
 
 def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -1,95 +1,55 @@
 """Engine: many requests, one step at a time: schedule, run, commit."""
 
-import itertools
-import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
-import numpy as np
-
-from alpage.errors import InvalidValue, OutOfMemory
+from alpage.errors import InvalidValue
 from alpage.serve.allocation import allocating
 from alpage.serve.batch import Batch, Row
-from alpage.serve.beam import BeamSearch
-from alpage.serve.completion import Ending
-from alpage.serve.decoders import Decoder, ParallelSampling
-from alpage.serve.detokenize import Decodes
-from alpage.serve.params import BeamSearchParams, SamplingParams
+from alpage.serve.intake import Intake
 from alpage.serve.request import Request
 from alpage.serve.results import RowResult
-from alpage.serve.runner import Runs
-from alpage.serve.scheduler import PATIENCE, Scheduler
-from alpage.serve.sequence import Group
-from alpage.serve.slots import DrawRule
-
-
-def _unobserved(_: Batch) -> None:
-    """Nobody looks at the step."""
-
-
-# Tokens of the prompt that the first tokens of the output are decoded after.
-_CONTEXT_TOKENS = 6
-# Bounds how many later requests can overtake one.
-MAX_PRIORITY = 1000
+from alpage.serve.runs import Runs
+from alpage.serve.scheduler import Scheduler
+from alpage.serve.serves import Observe, Serves
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What a request may ask for.
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that has begun, and the requests that its rows belong to."""
 
-    Attributes:
-        max_model_len: tokens of prompt and output together.
-        max_num_seqs: continuations of one request.
-        num_pages: pages there are.
-        page_size: tokens in a page.
-        vocab_size: token ids are below it.
-        eos_ids: the model's own ends of text.
-    """
-
-    max_model_len: int
-    max_num_seqs: int
-    num_pages: int
-    page_size: int
-    vocab_size: int
-    eos_ids: frozenset[int]
+    batch: Batch
+    requests: dict[str, Request]
 
 
 @final
-class Engine:
-    """Requests go in by `add`, tokens come out by `step`.
+class Engine(Serves):
+    """One scheduler, its pages and what computes them.
+
+    A step can be made in two halves, `begin` and `end`. What is added or aborted between them is
+    seen by the next step.
 
     Args:
         scheduler: decides steps.
         runner: makes them.
-        limits: what a request may ask for.
-        tokenizer: turns tokens into text; None leaves texts empty.
-        seed: where the seeds of requests without one come from.
-        clock: seconds, for metrics only.
+        intake: makes the requests.
     """
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        runner: Runs,
-        limits: Limits,
-        tokenizer: Decodes | None,
-        *,
-        seed: int,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runs, intake: Intake) -> None:
+        super().__init__(intake)
         self.scheduler = scheduler
-        self.limits = limits
         self.runner = runner
-        self._tokenizer = tokenizer
-        self._seeds = np.random.default_rng(seed)
-        self._clock = clock
-        self._arrivals = itertools.count()
         self._requests: dict[str, Request] = {}
-        self._abandoned: deque[str] = deque()
+        self._flight: _Flight | None = None
+
+    @property
+    def engines(self) -> tuple["Engine", ...]:
+        """Itself."""
+        return (self,)
 
     @property
     def has_unfinished(self) -> bool:
@@ -97,70 +57,28 @@ class Engine:
         self._abort_abandoned()
         return bool(self._requests)
 
-    def add(
-        self,
-        prompt_tokens: Seq[int],
-        params: SamplingParams | BeamSearchParams,
-        *,
-        prompt: str | None = None,
-        request_id: str | None = None,
-        priority: int = 0,
-        salt: str = "",
-    ) -> Request:
-        """Queue a request.
+    @property
+    def has_begun(self) -> bool:
+        """Whether a step has begun that has not ended."""
+        return self._flight is not None
 
-        Args:
-            prompt_tokens: token ids, at least one.
-            params: how to go on from them.
-            prompt: their text, for the output.
-            request_id: a name that no unfinished request has; None makes one.
-            priority: from -1,000 to 1,000; the lower, the sooner it is served: each level lets
-                1,000 later requests pass.
-            salt: only requests of equal salt share cached prefixes.
-
-        Raises:
-            InvalidValue: the prompt is empty, too long or not of this vocabulary; the name is
-                taken.
-            OutOfMemory: it could not finish even if it were alone.
-        """
-        arrival = next(self._arrivals)
-        request_id = f"request-{arrival}" if request_id is None else request_id
-        if request_id in self._requests:
+    def take(self, request: Request) -> None:
+        """Queue a request that the intake has made."""
+        request_id = request.request_id
+        if self.holds(request_id):
             raise InvalidValue(
                 field="request_id",
                 value=request_id,
                 limit="is the name of a request that is not finished",
                 remedy="Choose another, or leave it out",
             )
-        _check_kinds(prompt_tokens, params)
-        self._check_tokens(prompt_tokens, params)
-        _check_priority(priority)
-        ending = self._ending(prompt_tokens, params)
-        group = Group(
-            request_id=request_id,
-            key=(arrival + PATIENCE * priority, arrival),
-            prompt_tokens=tuple(map(int, prompt_tokens)),
-            num_sequences=params.num_sequences,
-            max_new_tokens=ending.max_tokens,
-            is_lockstep=isinstance(params, BeamSearchParams),
-            wants_prompt_logprobs=isinstance(params, SamplingParams)
-            and params.prompt_logprobs is not None,
-            salt=salt,
-        )
-        self._check_fits(group)
-        request = Request(
-            group,
-            self._decoder(params, ending, group.prompt_tokens),
-            prompt=prompt,
-            tokenizer=self._tokenizer,
-            arrival_s=self._clock(),
-        )
-        self.runner.open(
-            request_id, DrawRule(params=params, seed=self._seed(params), end_ids=tuple(ending.ids))
-        )
+        self.runner.open(request_id, request.rule)
         self._requests[request_id] = request
-        self.scheduler.add(group)
-        return request
+        self.scheduler.add(request.group)
+
+    def holds(self, request_id: str) -> bool:
+        """Whether a request of this name is unfinished."""
+        return request_id in self._requests
 
     def abort(self, request_id: str) -> Request:
         """End a request where it is, whatever its state; its pages are free at once."""
@@ -169,25 +87,41 @@ class Engine:
         self._close(request)
         return request
 
-    def abandon(self, request_id: str) -> None:
-        """Abort a request before the next step.
+    def num_cached_tokens(self, request: Request) -> int:
+        """Return how much of a prompt is in the prefix cache and would not be computed."""
+        return self.scheduler.num_cached_tokens(request.group)
 
-        Unlike `abort` it may be called at any time, in the middle of a step and by the garbage
-        collector.
-        """
-        self._abandoned.append(request_id)
+    def step(self, observe: Observe | None = None) -> list[Request]:
+        """Make one step; return the requests that gained tokens, finished ones among them."""
+        return self.end(observe) if self.begin() else []
 
-    def step(self, observe: Callable[[Batch], None] = _unobserved) -> list[Request]:
-        """Make one step; return the requests that gained tokens, finished ones among them.
-
-        Args:
-            observe: sees the step once it has run and before it is committed, while
-                `scheduler.usage()` is the memory that it ran in.
-        """
+    def begin(self) -> bool:
+        """Decide a step and start it; return whether there was something to do."""
+        assert self._flight is None, "a step has begun already"
         self._abort_abandoned()
         batch = self.scheduler.schedule()
         if not batch.rows:
-            return []
+            return False
+        with self._failing(batch):
+            self.runner.start(batch)
+        self._flight = _Flight(
+            batch, {row.request_id: self._requests[row.request_id] for row in batch.rows}
+        )
+        return True
+
+    def end(self, observe: Observe | None = None) -> list[Request]:
+        """Wait for the step that has begun; return the requests that gained tokens."""
+        assert self._flight is not None, "no step has begun"
+        flight, self._flight = self._flight, None
+        with self._failing(flight.batch):
+            results = self.runner.finish()
+        if observe is not None:
+            observe(flight.batch, self.scheduler.usage())
+        return self._commit(flight, results)
+
+    @contextmanager
+    def _failing(self, batch: Batch) -> Iterator[None]:
+        """Undo a step that fails."""
         try:
             with allocating(
                 field="step",
@@ -195,31 +129,25 @@ class Engine:
                 limit="needs more memory than is free",
                 remedy="Lower max_num_batched_tokens, max_num_seqs or kv_memory",
             ):
-                results = self.runner.run(batch)
+                yield
         except BaseException:
             # What was scheduled was not computed: no request can go on, no prefix can be trusted.
             for request_id in list(self._requests):
                 self.abort(request_id)
             self.scheduler.forget_prefixes()
             raise
-        observe(batch)
-        return self._commit(batch, results)
 
-    def _abort_abandoned(self) -> None:
-        while self._abandoned:
-            request_id = self._abandoned.popleft()
-            if request_id in self._requests:
-                self.abort(request_id)
-
-    def _commit(self, batch: Batch, results: Seq[RowResult]) -> list[Request]:
-        """Give every request what its rows drew."""
-        now_s = self._clock()
+    def _commit(self, flight: _Flight, results: Seq[RowResult]) -> list[Request]:
+        """Give every request what its rows drew, unless it was aborted meanwhile."""
+        now_s = self.intake.clock()
         by_request: dict[str, list[tuple[Row, RowResult]]] = {}
-        for row, result in zip(batch.rows, results, strict=True):
+        for row, result in zip(flight.batch.rows, results, strict=True):
             by_request.setdefault(row.request_id, []).append((row, result))
         advanced = []
         for request_id, rows in by_request.items():
-            request = self._requests[request_id]
+            request = flight.requests[request_id]
+            if self._requests.get(request_id) is not request:
+                continue
             parents, children = request.advance(rows, now_s)
             if not parents:
                 continue
@@ -234,132 +162,3 @@ class Engine:
         self.scheduler.finish(request.group)
         self.runner.close(request.request_id)
         del self._requests[request.request_id]
-
-    # -- what a request becomes --------------------------------------------------------------------
-
-    def _decoder(
-        self,
-        params: SamplingParams | BeamSearchParams,
-        ending: Ending,
-        prompt_tokens: Seq[int],
-    ) -> Decoder:
-        context = prompt_tokens[-_CONTEXT_TOKENS:]
-        if isinstance(params, SamplingParams):
-            return ParallelSampling(params, ending, self._tokenizer, context)
-        return BeamSearch(params, ending, len(prompt_tokens), self._tokenizer, context)
-
-    def _ending(self, prompt_tokens: Seq[int], params: SamplingParams | BeamSearchParams) -> Ending:
-        num_left = self.limits.max_model_len - len(prompt_tokens)
-        return Ending(
-            eos_ids=frozenset() if params.ignore_eos else self.limits.eos_ids,
-            stop_ids=frozenset(params.stop_token_ids or ()),
-            max_tokens=num_left if params.max_tokens is None else params.max_tokens,
-        )
-
-    def _seed(self, params: SamplingParams | BeamSearchParams) -> int:
-        if isinstance(params, SamplingParams) and params.seed is not None:
-            return params.seed % 2**64
-        return int(self._seeds.integers(2**63))
-
-    # -- what is refused ---------------------------------------------------------------------------
-
-    def _check_tokens(
-        self, prompt_tokens: Seq[int], params: SamplingParams | BeamSearchParams
-    ) -> None:
-        limits = self.limits
-        if not prompt_tokens:
-            raise InvalidValue(
-                field="prompt",
-                value=list(prompt_tokens),
-                limit="must hold at least one token",
-                remedy="Begin with a token such as the tokenizer's beginning of text",
-            )
-        ids = [*prompt_tokens, *(params.stop_token_ids or ())]
-        if isinstance(params, SamplingParams):
-            ids += params.logit_bias or ()
-            self._check_text(params)
-        stranger = next((token for token in ids if not 0 <= token < limits.vocab_size), None)
-        if stranger is not None:
-            raise InvalidValue(
-                field="token id",
-                value=stranger,
-                limit=f"must be from 0 to {limits.vocab_size - 1}, the model's vocabulary",
-                remedy="Encode with the model's own tokenizer",
-            )
-        num_output = params.max_tokens or max(1, params.min_tokens)
-        num_wanted = len(prompt_tokens) + num_output
-        if num_wanted > limits.max_model_len:
-            raise InvalidValue(
-                field="prompt and max_tokens",
-                value=f"{len(prompt_tokens)} + {num_output} tokens",
-                limit=f"may be at most {limits.max_model_len} tokens together",
-                remedy="Shorten the prompt, lower max_tokens (None: what is left), or raise "
-                "max_model_len or kv_memory where they are the limit",
-            )
-
-    def _check_text(self, params: SamplingParams) -> None:
-        num_wanted = max(params.logprobs or 0, params.prompt_logprobs or 0)
-        if num_wanted > self.limits.vocab_size:
-            raise InvalidValue(
-                field="logprobs or prompt_logprobs",
-                value=num_wanted,
-                limit=f"may be at most {self.limits.vocab_size}, the model's vocabulary",
-                remedy="Ask for fewer",
-            )
-        if params.stop_strings and self._tokenizer is None:
-            raise InvalidValue(
-                field="stop",
-                value=params.stop_strings,
-                limit="needs a tokenizer, and this model has none",
-                remedy="Use stop_token_ids",
-            )
-
-    def _check_fits(self, group: Group) -> None:
-        limits = self.limits
-        if group.num_sequences > limits.max_num_seqs:
-            raise InvalidValue(
-                field="n, best_of or beam_width",
-                value=group.num_sequences,
-                limit=f"may be at most max_num_seqs={limits.max_num_seqs}",
-                remedy="Ask for fewer, or raise max_num_seqs",
-            )
-        num_needed = group.num_pages_at_most(limits.page_size)
-        if num_needed > limits.num_pages:
-            raise OutOfMemory(
-                field="kv_memory",
-                value=f"{limits.num_pages} pages of {limits.page_size} tokens",
-                limit=f"cannot hold this request, which may need {num_needed} pages",
-                remedy="Raise kv_memory, lower max_tokens, or ask for fewer continuations",
-            )
-
-
-def _check_kinds(prompt_tokens: Any, params: object) -> None:
-    is_bytes = isinstance(prompt_tokens, bytes | bytearray | memoryview)
-    if is_bytes or not isinstance(prompt_tokens, Seq) or not all(map(_is_whole, prompt_tokens)):
-        raise InvalidValue(
-            field="prompt",
-            value=prompt_tokens,
-            limit="must be text or a list of whole numbers, the token ids",
-            remedy="Give one of these",
-        )
-    if not isinstance(params, SamplingParams | BeamSearchParams):
-        raise InvalidValue(
-            field="sampling_params",
-            value=params,
-            limit="must be SamplingParams or BeamSearchParams, one for all prompts or a list",
-            remedy="Give one of these, such as SamplingParams(temperature=0)",
-        )
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _check_priority(priority: object) -> None:
-    if not _is_whole(priority) or abs(priority) > MAX_PRIORITY:  # type: ignore[arg-type]
-        raise InvalidValue(
-            field="priority",
-            value=priority,
-            limit=f"must be a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}",
-            remedy="Choose one of these; lower is sooner",
-        )

@@ -11,11 +11,11 @@ from alpage.errors import InvalidValue
 from alpage.models import Tokenizer, open_checkpoint, resolve
 from alpage.serve.build import build_engine
 from alpage.serve.config import EngineConfig
-from alpage.serve.engine import Engine
 from alpage.serve.outputs import RequestOutput
 from alpage.serve.params import BeamSearchParams, SamplingParams
 from alpage.serve.prompts import Prompt, as_list, unwrap
 from alpage.serve.request import Request
+from alpage.serve.serves import Serves
 from alpage.serve.stream import Stream
 
 Params: TypeAlias = SamplingParams | BeamSearchParams
@@ -60,8 +60,8 @@ class LLM:
         self._engine = build_engine(self._checkpoint, config, notify or _print_to_stderr)
 
     @property
-    def engine(self) -> Engine:
-        """What makes the steps."""
+    def engine(self) -> Serves:
+        """What makes the steps: an engine, or a fleet of them."""
         return self._engine
 
     @property

@@ -1,7 +1,8 @@
-"""Mesh: plan how a model is cut over this machine's processes, and start them."""
+"""Mesh: plan how a model is cut over this machine's processes, and start them, once a replica."""
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -17,7 +18,7 @@ from alpage.runtime import Processes
 from alpage.serve.config import EngineConfig
 from alpage.serve.mesh_runner import MeshRunner
 from alpage.serve.messages import Job
-from alpage.serve.runner import Profile
+from alpage.serve.runs import Profile
 from alpage.serve.sizing import Sizes
 from alpage.serve.worker import process_cluster, work
 from alpage.workload import ModelShape
@@ -71,7 +72,7 @@ def plan_mesh(
     dtype: torch.dtype,
     notify: Callable[[str], None],
 ) -> MeshPlan:
-    """Return how to cut a model over `config.devices` processes.
+    """Return how to cut a model over the processes of one replica, of `config.replicas`.
 
     See `plan_serving`; the numbers are those of the calibrated cluster, if `alpage hardware` has
     measured one of that size.
@@ -88,23 +89,26 @@ def plan_mesh(
             remedy='Use device="cpu", or one GPU',
         )
     whole = build(checkpoint.config)[0]
-    whole_cluster = _cluster(config.devices)
-    num_ranks = config.devices // config.stages
+    cluster = _cluster(config.devices)
+    num_ranks = config.devices_per_replica // config.stages
     stage = max(stages(whole.shape, config.stages), key=lambda stage: len(stage.layers))
     serving = plan_serving(
         replace(whole.shape, num_layers=len(stage.layers)),
-        replace(whole_cluster, devices_per_host=num_ranks),
+        replace(cluster, devices_per_host=num_ranks),
         layout=config.layout,
         prefill_layout=config.prefill_layout,
         attention=config.attention_sharding,
         max_num_seqs=config.max_num_seqs,
         precision=Precision(compute="float32"),
     )
-    pipeline = f"{config.stages} stages of {num_ranks}, " if config.stages > 1 else ""
-    notify(
-        f"{config.devices} processes, {pipeline}layout {serving}, by the numbers of "
-        f"{whole_cluster.name}."
-    )
+    parts = [
+        f"{number} {name} of "
+        for number, name in ((config.replicas, "replicas"), (config.stages, "stages"))
+        if number > 1
+    ]
+    ranks = "1 process" if num_ranks == 1 else f"{num_ranks} processes"
+    layout = f", layout {serving}" if num_ranks > 1 else ""
+    notify(f"{''.join(parts)}{ranks}{layout}, by the numbers of {cluster.name}.")
     return MeshPlan(
         checkpoint=checkpoint,
         shape=whole.shape,
@@ -116,8 +120,8 @@ def plan_mesh(
     )
 
 
-def start_mesh(plan: MeshPlan, sizes: Sizes, config: EngineConfig) -> MeshRunner:
-    """Return the ranks, ready.
+def start_meshes(plan: MeshPlan, sizes: Sizes, config: EngineConfig) -> list[MeshRunner]:
+    """Return the ranks of every replica, ready.
 
     Raises:
         RankLost: one failed, died, or was not ready in time.
@@ -138,11 +142,21 @@ def start_mesh(plan: MeshPlan, sizes: Sizes, config: EngineConfig) -> MeshRunner
         attention_backend=config.attention_backend,
         num_threads=max(1, num_usable_cores() // config.devices),
     )
-    processes = Processes(
-        work, config.devices, (job,), backend="gloo", start_s=_START_S, step_s=_STEP_S
-    )
     profile = Profile(shape=plan.shape, dtype=plan.dtype, device=torch.device("cpu"))
-    return MeshRunner(processes, profile)
+    with ExitStack() as undo:
+        started = []
+        for _ in range(config.replicas):
+            started.append(_start(job, config.devices_per_replica))
+            undo.callback(started[-1].stop)
+        # They load side by side.
+        for processes in started:
+            processes.answer()
+        undo.pop_all()
+    return [MeshRunner(processes, profile) for processes in started]
+
+
+def _start(job: Job, num_ranks: int) -> Processes:
+    return Processes(work, num_ranks, (job,), backend="gloo", start_s=_START_S, step_s=_STEP_S)
 
 
 def _cluster(num_devices: int) -> Cluster:

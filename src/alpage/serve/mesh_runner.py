@@ -1,17 +1,18 @@
 """Mesh runner: the engine's steps, made by the ranks of a mesh."""
 
+from collections.abc import Sequence
 from typing import final
 
 from alpage.runtime import Processes
 from alpage.serve.batch import Batch
 from alpage.serve.messages import Close, Open, Run, decode_results, encode
 from alpage.serve.results import RowResult
-from alpage.serve.runner import Profile
+from alpage.serve.runs import Profile, Runs
 from alpage.serve.slots import DrawRule
 
 
 @final
-class MeshRunner:
+class MeshRunner(Runs):
     """Tells every rank the same; what the first one drew is the result.
 
     Args:
@@ -22,23 +23,48 @@ class MeshRunner:
     def __init__(self, processes: Processes, profile: Profile) -> None:
         self.profile = profile
         self._processes = processes
+        # While the ranks compute they do not listen: what they have to know comes with the step.
+        self._news: list[bytes] = []
 
     def open(self, request_id: str, rule: DrawRule) -> None:
         """Learn how a request draws, before a batch names it."""
-        self._processes.tell(encode(Open.of(request_id, rule)))
+        self._news.append(encode(Open.of(request_id, rule)))
 
     def close(self, request_id: str) -> None:
-        """Forget a request; with the ranks everything is forgotten."""
-        if self._processes.is_running:
-            self._processes.tell(encode(Close(request_id)))
+        """Forget a request."""
+        self._news.append(encode(Close(request_id)))
 
-    def run(self, batch: Batch) -> list[RowResult]:
-        """Make a step; return what each row gave.
+    def start(self, batch: Batch) -> None:
+        """Begin a step.
+
+        Raises:
+            RankLost: a rank failed, died or does not listen; none is left.
+        """
+        if self._processes.is_asked:
+            # Somebody was interrupted while they waited for it.
+            self._processes.answer()
+        news, self._news = self._news, []
+        for message in news:
+            self._processes.tell(message)
+        self._processes.ask(encode(Run(batch)))
+
+    def finish(self) -> list[RowResult]:
+        """Return what each row of the step gave.
 
         Raises:
             RankLost: a rank failed, died or took too long; none is left.
         """
-        return decode_results(self._processes.ask(encode(Run(batch))))
+        return decode_results(self._processes.answer())
+
+    @property
+    def signals(self) -> Sequence[int]:
+        """The ranks' pipes."""
+        return self._processes.signals
+
+    @property
+    def due_s(self) -> float:
+        """When the ranks are given up, if they have not answered."""
+        return self._processes.due_s
 
     @property
     def pids(self) -> tuple[int, ...]:

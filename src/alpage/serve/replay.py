@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from alpage.errors import AlpageError, InvalidValue
 from alpage.models import Tokenizer
 from alpage.serve.batch import Batch
-from alpage.serve.engine import Engine
 from alpage.serve.kv_memory import KvUsage
 from alpage.serve.params import BeamSearchParams, SamplingParams
 from alpage.serve.request import Request
+from alpage.serve.serves import Serves
 from alpage.workload_file import RequestSpec, line_field
 
 _WARM_UP_TOKENS = 256
@@ -39,13 +39,14 @@ class StepSample:
     """One step.
 
     Attributes:
-        duration_s: from its scheduling to its commit.
+        duration_s: from its scheduling to its commit; of replicas, whose steps overlap, from the
+            commit before it, so that the durations of all steps add up to the time they took.
         num_tokens: tokens the model ran over.
         num_attended_pairs: pairs of a query and a key it may see.
         num_logit_rows: tokens whose logits were wanted.
         num_kv_tokens_read: tokens of earlier steps whose keys and values are attended to; those
             that several sequences share count once.
-        usage: the KV memory it ran in.
+        usage: the KV memory it ran in, that of its own replica.
     """
 
     duration_s: float
@@ -79,7 +80,7 @@ class Replay:
 
 
 def prepare(
-    specs: Seq[RequestSpec], engine: Engine, tokenizer: Tokenizer | None, *, seed: int
+    specs: Seq[RequestSpec], engine: Serves, tokenizer: Tokenizer | None, *, seed: int
 ) -> list[TimedRequest]:
     """Return the requests of a workload file for an engine, which has accepted each of them.
 
@@ -112,18 +113,23 @@ def prepare(
     return requests
 
 
-def warm_up(engine: Engine) -> None:
-    """Run a short request, so that what happens once is not measured, and forget its prefix."""
+def warm_up(engine: Serves) -> None:
+    """Run a short request on each engine, so that what happens once is not measured.
+
+    Its prefix is forgotten.
+    """
     num_tokens = min(_WARM_UP_TOKENS, engine.limits.max_model_len - 2)
-    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
-    request = engine.add([0] * max(1, num_tokens), params)
-    while not request.is_finished:
-        engine.step()
-    engine.scheduler.forget_prefixes()
+    # With a seed of its own it takes none from the requests that are measured.
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, seed=0)
+    for each in engine.engines:
+        request = each.add([0] * max(1, num_tokens), params)
+        while not request.is_finished:
+            each.step()
+        each.scheduler.forget_prefixes()
 
 
 def replay(
-    engine: Engine,
+    engine: Serves,
     requests: Seq[TimedRequest],
     *,
     clock: Callable[[], float] = time.monotonic,
@@ -142,7 +148,7 @@ def replay(
     waiting = deque(sorted(requests, key=lambda request: request.arrival_s))
     handed: list[tuple[TimedRequest, Request]] = []
     steps: list[StepSample] = []
-    num_preemptions = engine.scheduler.num_preemptions
+    num_preemptions = _num_preemptions(engine)
     start_s = clock()
     while waiting or engine.has_unfinished:
         while waiting and waiting[0].arrival_s <= clock() - start_s:
@@ -157,17 +163,21 @@ def replay(
         wall_s=clock() - start_s,
         steps=steps,
         requests=[_sample(timed, request, start_s) for timed, request in handed],
-        num_preemptions=engine.scheduler.num_preemptions - num_preemptions,
+        num_preemptions=_num_preemptions(engine) - num_preemptions,
     )
 
 
-def _step(engine: Engine, steps: list[StepSample], clock: Callable[[], float]) -> list[Request]:
+def _step(engine: Serves, steps: list[StepSample], clock: Callable[[], float]) -> list[Request]:
     seen: list[tuple[Batch, KvUsage]] = []
     begin_s = clock()
-    advanced = engine.step(lambda batch: seen.append((batch, engine.scheduler.usage())))
+    advanced = engine.step(lambda batch, usage: seen.append((batch, usage)))
     duration_s = clock() - begin_s
     steps += [to_sample(batch, usage, duration_s) for batch, usage in seen]
     return advanced
+
+
+def _num_preemptions(engine: Serves) -> int:
+    return sum(each.scheduler.num_preemptions for each in engine.engines)
 
 
 def to_sample(batch: Batch, usage: KvUsage, duration_s: float) -> StepSample:
@@ -200,7 +210,7 @@ def _sample(timed: TimedRequest, request: Request, start_s: float) -> RequestSam
 
 
 def _random(
-    draw: np.random.Generator, plain_ids: NDArray[np.int64], num_tokens: int | None, engine: Engine
+    draw: np.random.Generator, plain_ids: NDArray[np.int64], num_tokens: int | None, engine: Serves
 ) -> list[int]:
     """Return random tokens, no more than what the engine will refuse as too many."""
     num_drawn = min(num_tokens or 0, engine.limits.max_model_len + 1)

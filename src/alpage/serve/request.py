@@ -10,22 +10,25 @@ from alpage.serve.detokenize import Decodes
 from alpage.serve.outputs import RequestMetrics, RequestOutput, StreamChunk, TokenLogprobs
 from alpage.serve.results import RowResult
 from alpage.serve.sequence import Child, Group, Sequence
+from alpage.serve.slots import DrawRule
 
 
 @final
 class Request:
-    """A group of sequences, the decoder that grows them, and what is known of their making."""
+    """A group of sequences, how they draw and grow, and what is known of their making."""
 
     def __init__(
         self,
         group: Group,
         decoder: Decoder,
+        rule: DrawRule,
         *,
         prompt: str | None,
         tokenizer: Decodes | None,
         arrival_s: float,
     ) -> None:
         self.group = group
+        self.rule = rule
         self.token_times_s: list[float] = []
         self._decoder = decoder
         self._prompt = prompt

@@ -3,9 +3,10 @@
 Dims: T new tokens of all rows, D model.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -19,40 +20,9 @@ from alpage.serve.home import Home
 from alpage.serve.inputs import StepInputs
 from alpage.serve.readout import Readout
 from alpage.serve.results import RowResult
+from alpage.serve.runs import Profile, Runs
 from alpage.serve.slices import num_slices, sliced
 from alpage.serve.slots import DrawRule, Slots
-from alpage.workload import ModelShape
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """What a step's price depends on.
-
-    Attributes:
-        shape: of the whole model.
-        dtype: of weights, keys and values.
-        device: that computes.
-    """
-
-    shape: ModelShape
-    dtype: torch.dtype
-    device: torch.device
-
-
-class Runs(Protocol):
-    """Makes an engine's steps."""
-
-    profile: Profile
-
-    def open(self, request_id: str, rule: DrawRule) -> None:
-        """Learn how a request draws, before a batch names it."""
-
-    def close(self, request_id: str) -> None:
-        """Forget a request."""
-
-    def run(self, batch: Batch) -> list[RowResult]:
-        """Make a step; return what each row gave."""
 
 
 @final
@@ -107,6 +77,7 @@ class Runner(Runs):
         self._pipe = pipe or Pipe(pool.kv_L2PGSK.dtype, pool.kv_L2PGSK.device)
         self._rules: dict[str, DrawRule] = {}
         self._readout = Readout(slots, self._rules)
+        self._drawn: list[RowResult] = []
 
     def open(self, request_id: str, rule: DrawRule) -> None:
         """Learn how a request draws, before a batch names it."""
@@ -115,6 +86,24 @@ class Runner(Runs):
     def close(self, request_id: str) -> None:
         """Forget a request."""
         del self._rules[request_id]
+
+    def start(self, batch: Batch) -> None:
+        """Make a step, the whole of it."""
+        self._drawn = self.run(batch)
+
+    def finish(self) -> list[RowResult]:
+        """Return what each row of the step gave."""
+        return self._drawn
+
+    @property
+    def signals(self) -> Sequence[int]:
+        """None, for a step that has started is done."""
+        return ()
+
+    @property
+    def due_s(self) -> float:
+        """Always."""
+        return math.inf
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[RowResult]:

@@ -83,7 +83,7 @@ def _draw(
         min_p_R=on_device(slots.min_p_N[slot_D]),
         key_R=on_device(key_D),
     )
-    is_each_once = len(row_D) == len(rows)
+    is_each_once = len(row_D) == len(drawing) == len(rows)
     logits_DV = logits_RV if is_each_once else logits_RV[on_device(row_D)]
     tokens: dict[int, list[int]] = {r: [] for r in drawing}
     for r, token in zip(row_D, sampling.draw(logits_DV, params).tolist(), strict=True):

@@ -142,6 +142,10 @@ class Scheduler:
         for memory in self.memories:
             memory.pool.reset()
 
+    def num_cached_tokens(self, group: Group) -> int:
+        """Return how much of a prompt some home has in its prefix cache."""
+        return max(self._num_cached_at(group, home) for home in range(len(self.memories)))
+
     # -- the step ----------------------------------------------------------------------------------
 
     def schedule(self) -> Batch:
@@ -248,14 +252,21 @@ class Scheduler:
 
     def _homes_for(self, group: Group) -> list[int]:
         """Return the homes, the best first: where the fewest pages are held with the group."""
+        if len(self.memories) == 1:
+            return [0]
 
         def num_held(home: int) -> int:
-            memory, prompt = self.memories[home], group.prompt_tokens
-            is_cached = len(self.memories) > 1 and not group.wants_prompt_logprobs
-            num_cached = len(memory.pool.match(prompt, len(prompt) - 1, group.salt).digests)
-            return memory.pool.num_held + memory.num_pages(len(prompt)) - num_cached * is_cached
+            memory = self.memories[home]
+            num_new = len(group.prompt_tokens) - self._num_cached_at(group, home)
+            return memory.pool.num_held + memory.num_pages(num_new)
 
         return sorted(range(len(self.memories)), key=num_held)
+
+    def _num_cached_at(self, group: Group, home: int) -> int:
+        if group.wants_prompt_logprobs:
+            return 0
+        prompt = group.prompt_tokens
+        return self.memories[home].pool.match(prompt, len(prompt) - 1, group.salt).num_tokens
 
     def _move_in(self, group: Group, sequence: Sequence, home: int) -> bool:
         """Let a group live at a home if its prompt fits there, with what is cached there."""

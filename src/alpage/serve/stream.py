@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Iterator
 from typing import final
 
-from alpage.serve.engine import Engine
 from alpage.serve.outputs import RequestOutput, StreamChunk
 from alpage.serve.request import Request
+from alpage.serve.serves import Serves
 
 
 @final
@@ -18,7 +18,7 @@ class Stream(Iterator[StreamChunk]):
         request: one that the engine has queued.
     """
 
-    def __init__(self, engine: Engine, request: Request) -> None:
+    def __init__(self, engine: Serves, request: Request) -> None:
         self._engine = engine
         self._request = request
         self._chunks: deque[StreamChunk] = deque()
