@@ -12,13 +12,16 @@ import typer
 
 from alpage.cli.options import (
     DEFAULT_MODEL,
+    AttentionOption,
     DeviceOption,
     DevicesOption,
     DtypeOption,
     KvMemoryOption,
     LayoutOption,
     ModelArgument,
+    PrefillLayoutOption,
     ReplicasOption,
+    StagesOption,
 )
 from alpage.cli.terminal import working
 from alpage.models import resolve
@@ -48,7 +51,10 @@ def offline(  # noqa: PLR0913 - options of a command
     device: DeviceOption = "auto",
     devices: DevicesOption = 1,
     replicas: ReplicasOption = 1,
+    stages: StagesOption = 1,
     layout: LayoutOption = "auto",
+    prefill_layout: PrefillLayoutOption = "auto",
+    attention_sharding: AttentionOption = "auto",
     kv_memory: KvMemoryOption = None,
     max_num_seqs: Annotated[int, typer.Option(help="Sequences that run at a time.")] = 128,
     max_num_batched_tokens: Annotated[
@@ -69,7 +75,10 @@ def offline(  # noqa: PLR0913 - options of a command
         device=device,
         devices=devices,
         replicas=replicas,
+        stages=stages,
         layout=layout,
+        prefill_layout=prefill_layout,
+        attention_sharding=attention_sharding,
         kv_memory=kv_memory,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,

@@ -27,6 +27,7 @@ from alpage.cli.options import (
     ModelArgument,
     ReplicasOption,
     SeedOption,
+    StagesOption,
     TemperatureOption,
 )
 from alpage.cli.stdin import read_lines
@@ -59,6 +60,7 @@ def chat(  # noqa: PLR0913 - options of a command
     device: DeviceOption = "auto",
     devices: DevicesOption = 1,
     replicas: ReplicasOption = 1,
+    stages: StagesOption = 1,
     layout: LayoutOption = "auto",
     kv_memory: KvMemoryOption = None,
 ) -> None:
@@ -76,6 +78,7 @@ def chat(  # noqa: PLR0913 - options of a command
         device=device,
         devices=devices,
         replicas=replicas,
+        stages=stages,
         layout=layout,
         kv_memory=kv_memory,
         seed=seed,

@@ -18,6 +18,7 @@ from alpage.cli.options import (
     ModelArgument,
     ReplicasOption,
     SeedOption,
+    StagesOption,
     TemperatureOption,
 )
 from alpage.cli.stdin import read_text
@@ -65,6 +66,7 @@ def generate(  # noqa: PLR0913 - options of a command
     device: DeviceOption = "auto",
     devices: DevicesOption = 1,
     replicas: ReplicasOption = 1,
+    stages: StagesOption = 1,
     layout: LayoutOption = "auto",
     kv_memory: KvMemoryOption = None,
 ) -> None:
@@ -86,6 +88,7 @@ def generate(  # noqa: PLR0913 - options of a command
         device=device,
         devices=devices,
         replicas=replicas,
+        stages=stages,
         layout=layout,
         kv_memory=kv_memory,
     )

@@ -31,6 +31,16 @@ DevicesOption: TypeAlias = Annotated[
 ReplicasOption: TypeAlias = Annotated[
     int, typer.Option(help="Copies of the model that share the devices and the requests.")
 ]
+StagesOption: TypeAlias = Annotated[
+    int, typer.Option(help="Stages of a pipeline that each copy is cut into first.")
+]
 LayoutOption: TypeAlias = Annotated[
-    str, typer.Option(help="How it is cut: auto, ws_1d, ws_2d or megatron.")
+    str, typer.Option(help="How a stage is cut: auto, ws_1d, ws_2d or megatron.")
+]
+PrefillLayoutOption: TypeAlias = Annotated[
+    str,
+    typer.Option(help="How it is cut in steps of many tokens: auto, or wg_x, wg_xy, wg_xyz."),
+]
+AttentionOption: TypeAlias = Annotated[
+    str, typer.Option(help="What a process attends for: heads, sequences of a batch, or auto.")
 ]
