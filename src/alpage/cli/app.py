@@ -14,6 +14,7 @@ from alpage.cli.generate import generate
 from alpage.cli.hardware import hardware
 from alpage.cli.models import models_app
 from alpage.cli.plan import plan_app
+from alpage.cli.serve import serve
 from alpage.cli.terminal import print_error
 from alpage.errors import AlpageError, InvalidValue
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command()(generate)
 app.command()(chat)
+app.command()(serve)
 app.command()(hardware)
 app.add_typer(models_app, name="models")
 app.add_typer(plan_app, name="plan", short_help="Plan how a model runs on a cluster.")
@@ -49,7 +51,7 @@ def alpage(
         ),
     ] = False,
 ) -> None:
-    """Generate text and chat with language models on the hardware at hand."""
+    """Generate text and chat with language models on the hardware at hand, and serve them."""
 
 
 def main() -> None:

@@ -48,6 +48,11 @@ class Request:
         """Whether `output` has all that there will be."""
         return self._decoder.is_finished
 
+    @property
+    def prompt_logprobs(self) -> tuple[TokenLogprobs | None, ...] | None:
+        """Those of the prompt, if asked for; complete once a token is drawn."""
+        return tuple(self._prompt_logprobs) or None
+
     def advance(
         self, rows: Seq[tuple[Row, RowResult]], now_s: float
     ) -> tuple[Seq[Sequence], list[Child]]:
@@ -85,7 +90,7 @@ class Request:
             prompt=self._prompt,
             prompt_token_ids=self.group.prompt_tokens,
             outputs=tuple(self._decoder.outputs()),
-            prompt_logprobs=tuple(self._prompt_logprobs) or None,
+            prompt_logprobs=self.prompt_logprobs,
             metrics=RequestMetrics(
                 arrival_s=self._arrival_s,
                 first_token_s=times_s[0] if times_s else None,

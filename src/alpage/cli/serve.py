@@ -1,0 +1,101 @@
+"""Serve: `alpage serve`, a model for OpenAI's clients."""
+
+import logging
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from alpage.cli.loading import load_llm
+from alpage.cli.options import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    DevicesOption,
+    DtypeOption,
+    KvMemoryOption,
+    LayoutOption,
+    ModelArgument,
+    ReplicasOption,
+    SeedOption,
+    StagesOption,
+)
+from alpage.cli.terminal import print_note
+from alpage.errors import AlpageError
+
+if TYPE_CHECKING:
+    from alpage.models import Tokenizer
+    from alpage.serve import LLM
+
+_API_KEY_VARIABLE = "ALPAGE_API_KEY"
+
+
+def serve(  # noqa: PLR0913 - options of a command
+    model: ModelArgument = DEFAULT_MODEL,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0: all of this machine's.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0: any that is free.")] = 8000,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What requests call the model; may be given several times.", show_default="MODEL"
+        ),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Key that requests have to bring; may be given several times.",
+            show_default=f"${_API_KEY_VARIABLE}, or none",
+        ),
+    ] = None,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    devices: DevicesOption = 1,
+    replicas: ReplicasOption = 1,
+    stages: StagesOption = 1,
+    layout: LayoutOption = "auto",
+    kv_memory: KvMemoryOption = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(help="Tokens of prompt and answer together.", show_default="the model's"),
+    ] = None,
+    max_num_seqs: Annotated[int, typer.Option(help="Sequences that run at a time.")] = 128,
+    drain_s: Annotated[
+        float, typer.Option(help="Seconds that answers have when the server is told to end.")
+    ] = 30.0,
+    seed: SeedOption = None,
+) -> None:
+    """Serve a model over HTTP, for clients of OpenAI's API. Ctrl-C or SIGTERM ends it."""
+    from alpage.serve.http import Service, Settings, bound, listen
+
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    variable = os.environ.get(_API_KEY_VARIABLE)
+    settings = Settings(
+        names=tuple(served_model_name or [model]),
+        api_keys=tuple(api_key or ([variable] if variable else [])),
+        drain_s=drain_s,
+    )
+    # An address that is taken is known before the model is loaded.
+    with bound(host, port) as at:
+        llm = load_llm(
+            model,
+            dtype=dtype,
+            device=device,
+            devices=devices,
+            replicas=replicas,
+            stages=stages,
+            layout=layout,
+            kv_memory=kv_memory,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            seed=seed,
+        )
+        listen(Service(llm.engine, _tokenizer_of(llm), settings), at, print_note)
+
+
+def _tokenizer_of(llm: "LLM") -> "Tokenizer | None":
+    try:
+        return llm.tokenizer
+    except AlpageError as error:
+        print_note(f"Requests must bring token ids: {error}")
+        return None

@@ -1,0 +1,159 @@
+"""App: the routes, and the form of every error."""
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from alpage.errors import AlpageError
+from alpage.serve.http.answers import Answer
+from alpage.serve.http.bodies import Bodies
+from alpage.serve.http.events import EventStream, waiting
+from alpage.serve.http.guard import Guard
+from alpage.serve.http.openapi import body_of
+from alpage.serve.http.refusals import Refusal, draining, failed, lost, refusal_of
+from alpage.serve.http.replies import ModelList
+from alpage.serve.http.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from alpage.serve.http.service import Service
+from alpage.serve.http.ticket import Ticket
+from alpage.version import __version__
+
+
+def make_app(service: Service) -> FastAPI:
+    """Return the ASGI application of a service, whose loop runs as long as it is asked."""
+    # The pages that show the routes load scripts from elsewhere; the document itself is there.
+    app = FastAPI(title="alpage", version=__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, keys=service.settings.api_keys)
+    for kind, handler in (
+        (Refusal, _refused),
+        (AlpageError, _wrong),
+        (HTTPException, _unrouted),
+        (Exception, _broken),
+    ):
+        app.add_exception_handler(kind, handler)
+    _add_states(app, service)
+    _add_models(app, service)
+    _add_generation(app, service)
+    _add_tokens(app, service)
+    return app
+
+
+def _add_states(app: FastAPI, service: Service) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        """Say whether the engine makes steps when it has work."""
+        state = service.loop.state
+        if state in ("lost", "stalled"):
+            raise lost() if state == "lost" else _stalled(service.settings.stall_s)
+        return Response(status_code=200)
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """Say whether new requests are taken."""
+        state = service.loop.state
+        if state != "running":
+            raise draining() if state == "draining" else lost()
+        return Response(status_code=200)
+
+    @app.get("/version")
+    async def version() -> Response:
+        """Say which version this is."""
+        return _json({"version": __version__})
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models")
+    async def models() -> Response:
+        """List the names of the model."""
+        return _json(ModelList(data=service.cards()))
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        """Describe one of them."""
+        return _json(service.card(name))
+
+
+def _add_generation(app: FastAPI, service: Service) -> None:
+    bodies = Bodies(service.settings)
+
+    async def answered(request: Request, ticket: Ticket, answer: Answer) -> Response:
+        if ticket.is_streamed:
+            return EventStream(ticket, answer, service.settings.keep_alive_s)
+        async with waiting(ticket, request.receive):
+            outputs = await ticket.outputs()
+        if len(outputs) < len(ticket.asks):
+            # The client has gone, and nobody reads this.
+            return Response(status_code=499)
+        return _json(answer.whole(outputs))
+
+    @app.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        """Continue prompts."""
+        asked = await bodies.read(request, CompletionRequest)
+        return await answered(request, *await service.complete(asked))
+
+    @app.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
+    async def chat_completions(request: Request) -> Response:
+        """Answer a conversation."""
+        asked = await bodies.read(request, ChatRequest)
+        return await answered(request, *await service.chat(asked))
+
+
+def _add_tokens(app: FastAPI, service: Service) -> None:
+    bodies = Bodies(service.settings)
+
+    @app.post("/tokenize", openapi_extra=body_of(TokenizeRequest))
+    async def tokenize(request: Request) -> Response:
+        """Turn a text or a conversation into tokens."""
+        return _json(await service.tokenize(await bodies.read(request, TokenizeRequest)))
+
+    @app.post("/detokenize", openapi_extra=body_of(DetokenizeRequest))
+    async def detokenize(request: Request) -> Response:
+        """Turn tokens into text."""
+        return _json(service.detokenize(await bodies.read(request, DetokenizeRequest)))
+
+
+def _json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+def _stalled(stall_s: float) -> Refusal:
+    message = f"There is work, and for {stall_s:g} s no step was made."
+    return Refusal(503, message, kind="server_error", code="engine_stalled")
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+def _respond(refusal: Refusal) -> Response:
+    return Response(refusal.body, refusal.status, refusal.headers, media_type="application/json")
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refusal), "what it is registered for"
+    return _respond(error)
+
+
+async def _wrong(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, AlpageError), "what it is registered for"
+    return _respond(refusal_of(error))
+
+
+async def _unrouted(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "what it is registered for"
+    place = f"{request.method} {request.url.path}"
+    is_method = error.status_code == 405
+    message = f"Not allowed: {place}." if is_method else f"Invalid URL ({place})."
+    code = "method_not_allowed" if is_method else "unknown_url"
+    return _respond(Refusal(error.status_code, message, code=code, headers=error.headers))
+
+
+async def _broken(_request: Request, _error: Exception) -> Response:
+    # It is raised again behind this answer, and logged there.
+    return _respond(failed())

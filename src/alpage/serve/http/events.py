@@ -1,0 +1,90 @@
+"""Events: answers on their way to a client who may go away at any time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final, final
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from alpage.serve.http.answers import Answer
+from alpage.serve.http.refusals import Refusal
+from alpage.serve.http.ticket import Ticket
+
+_HEADERS: Final = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # Proxies that would wait for more are asked not to.
+    (b"x-accel-buffering", b"no"),
+]
+_END: Final = b"data: [DONE]\n\n"
+_STILL_HERE: Final = b": still here\n\n"
+
+
+@asynccontextmanager
+async def waiting(ticket: Ticket, receive: Receive) -> AsyncIterator[None]:
+    """Close a ticket when its client goes away, and in any case at the end."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        ticket.close()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+        ticket.close()
+
+
+@final
+class EventStream(Response):
+    """An answer as server-sent events.
+
+    Args:
+        ticket: what the answer waits for.
+        answer: its form.
+        keep_alive_s: seconds of silence after which a comment is sent.
+    """
+
+    def __init__(self, ticket: Ticket, answer: Answer, keep_alive_s: float) -> None:
+        super().__init__()
+        self._ticket = ticket
+        self._answer = answer
+        self._keep_alive_s = keep_alive_s
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Send what comes; before the engine has taken the request, it may still be refused."""
+        async with waiting(self._ticket, receive):
+            await self._ticket.accepted()
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            try:
+                await self._send_parts(send)
+            except Refusal as refusal:
+                await _send(send, _event(refusal.body))
+            await _send(send, _END)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_parts(self, send: Callable[[Any], Awaitable[None]]) -> None:
+        ticket, answer = self._ticket, self._answer
+        while True:
+            pieces = await ticket.take(self._keep_alive_s)
+            if not pieces and ticket.is_finished:
+                break
+            parts = [part for piece in pieces for part in answer.parts(piece)]
+            events = b"".join(_event(msgspec.json.encode(part)) for part in parts)
+            if events or not pieces:
+                await _send(send, events or _STILL_HERE)
+        if answer.has_usage:
+            await _send(send, _event(msgspec.json.encode(answer.last())))
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
+async def _send(send: Callable[[Any], Awaitable[None]], data: bytes) -> None:
+    await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -1,0 +1,189 @@
+"""Service: what the routes have in common: a model, its engine, and what requests of it become."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, final
+
+from alpage.serve.http.answers import Answer
+from alpage.serve.http.asking import (
+    chat_params,
+    check_chat,
+    check_generates,
+    completion_params,
+)
+from alpage.serve.http.chat_answer import ChatCompletionAnswer
+from alpage.serve.http.completion_answer import CompletionAnswer
+from alpage.serve.http.engine_loop import EngineLoop
+from alpage.serve.http.refusals import invalid, unknown_model
+from alpage.serve.http.replies import ModelCard, Text, Tokens
+from alpage.serve.http.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Generates,
+    TokenizeRequest,
+)
+from alpage.serve.http.settings import Settings
+from alpage.serve.http.texts import Texts, check_prompt_ids, prompts_of
+from alpage.serve.http.ticket import Ask, Ticket
+from alpage.serve.params import BeamSearchParams, SamplingParams
+from alpage.serve.serves import Serves
+
+if TYPE_CHECKING:
+    from alpage.models import Tokenizer
+
+
+@final
+class Service:
+    """A model that is served.
+
+    Args:
+        engine: what makes its steps; the service has it to itself.
+        tokenizer: the model's, if it has one.
+        settings: how it is served.
+    """
+
+    def __init__(self, engine: Serves, tokenizer: "Tokenizer | None", settings: Settings) -> None:
+        self.settings = settings
+        self.limits = engine.limits
+        self.texts = Texts(tokenizer, engine.limits)
+        self.loop = EngineLoop(
+            engine,
+            max_open_sequences=engine.limits.max_num_seqs * (1 + settings.queue_factor),
+            stall_s=settings.stall_s,
+        )
+        self._created = int(time.time())
+
+    async def complete(self, asked: CompletionRequest) -> tuple[Ticket, Answer]:
+        """Begin a completion.
+
+        Raises:
+            Refusal: it cannot be.
+            AlpageError: a value is out of range.
+        """
+        model = self._model(asked.model)
+        check_generates(asked)
+        prompts = prompts_of(asked)
+        if len(prompts) > self.settings.max_prompts:
+            message = (
+                f"'prompt' has {len(prompts)} prompts; up to {self.settings.max_prompts} may be."
+            )
+            raise invalid(message, "prompt")
+        asks = []
+        for prompt in prompts:
+            if isinstance(prompt, str):
+                has_special = asked.add_special_tokens is not False
+                tokens = await self.texts.encode(
+                    prompt, param="prompt", add_special_tokens=has_special
+                )
+            else:
+                tokens = prompt
+            check_prompt_ids(tokens, self.limits)
+            params = completion_params(asked, len(tokens), self.limits)
+            asks.append(_ask(asked, tokens, params, prompt if isinstance(prompt, str) else None))
+        answer = CompletionAnswer(model, asked, asks, self.texts)
+        return self.loop.open(asks, is_streamed=bool(asked.stream)), answer
+
+    async def chat(self, asked: ChatRequest) -> tuple[Ticket, Answer]:
+        """Begin a chat completion.
+
+        Raises:
+            Refusal: it cannot be.
+            AlpageError: a value is out of range.
+        """
+        model = self._model(asked.model)
+        check_generates(asked)
+        check_chat(asked)
+        tokens = await self.texts.encode_chat(
+            asked.messages,
+            add_generation_prompt=asked.add_generation_prompt,
+            continue_final_message=asked.continue_final_message,
+            add_special_tokens=asked.add_special_tokens,
+        )
+        asks = [_ask(asked, tokens, chat_params(asked, len(tokens), self.limits), None)]
+        answer = ChatCompletionAnswer(model, asked, asks, self.texts)
+        return self.loop.open(asks, is_streamed=bool(asked.stream)), answer
+
+    async def tokenize(self, asked: TokenizeRequest) -> Tokens:
+        """Return a text's tokens, or a conversation's.
+
+        Raises:
+            Refusal: it is neither of them, or both.
+            AlpageError: the model has no tokenizer, or no chat template.
+        """
+        self._model(asked.model)
+        if (asked.prompt is None) == (asked.messages is None):
+            raise invalid("Give either 'prompt' or 'messages'.", "prompt")
+        if asked.prompt is not None:
+            has_special = asked.add_special_tokens is not False
+            tokens = await self.texts.encode(
+                asked.prompt, param="prompt", add_special_tokens=has_special
+            )
+        else:
+            tokens = await self.texts.encode_chat(
+                asked.messages or (),
+                add_generation_prompt=asked.add_generation_prompt,
+                continue_final_message=asked.continue_final_message,
+                add_special_tokens=asked.add_special_tokens,
+            )
+        tokenizer = self.texts.tokenizer
+        names = [tokenizer.id_to_token(token) or "" for token in tokens]
+        return Tokens(
+            count=len(tokens),
+            max_model_len=self.limits.max_model_len,
+            tokens=tokens,
+            token_strs=names if asked.return_token_strs else None,
+        )
+
+    def detokenize(self, asked: DetokenizeRequest) -> Text:
+        """Return the text of tokens.
+
+        Raises:
+            Refusal: one is not of the model's vocabulary.
+            AlpageError: the model has no tokenizer.
+        """
+        self._model(asked.model)
+        if asked.tokens:
+            check_prompt_ids(asked.tokens, self.limits, param="tokens")
+        return Text(self.texts.tokenizer.decode(asked.tokens, skip_special_tokens=False))
+
+    def cards(self) -> list[ModelCard]:
+        """Return the names of the model."""
+        return [
+            ModelCard(
+                id=name,
+                created=self._created,
+                max_model_len=self.limits.max_model_len,
+                root=self.settings.names[0],
+            )
+            for name in self.settings.names
+        ]
+
+    def card(self, name: str) -> ModelCard:
+        """Return one of them.
+
+        Raises:
+            Refusal: it is none of them.
+        """
+        self._model(name)
+        return next(card for card in self.cards() if card.id == name)
+
+    def _model(self, name: str | None) -> str:
+        if name is not None and name not in self.settings.names:
+            raise unknown_model(name)
+        return name or self.settings.names[0]
+
+
+def _ask(
+    asked: Generates,
+    tokens: Sequence[int],
+    params: SamplingParams | BeamSearchParams,
+    prompt: str | None,
+) -> Ask:
+    return Ask(
+        prompt_tokens=tokens,
+        params=params,
+        prompt=prompt,
+        priority=asked.priority or 0,
+        salt=asked.cache_salt or "",
+    )

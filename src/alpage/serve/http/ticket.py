@@ -1,0 +1,154 @@
+"""Ticket: what one HTTP request waits for, as the asyncio side sees it."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from alpage.serve.http.refusals import Refusal
+from alpage.serve.outputs import RequestOutput, StreamChunk, TokenLogprobs
+from alpage.serve.params import BeamSearchParams, SamplingParams
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One prompt, and how to go on from it; see `Serves.add`."""
+
+    prompt_tokens: Sequence[int]
+    params: SamplingParams | BeamSearchParams
+    prompt: str | None = None
+    priority: int = 0
+    salt: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What a step added to one prompt.
+
+    Attributes:
+        number: of the prompt among the request's.
+        chunks: what came, if the request is streamed.
+        prompt_logprobs: with the first chunks, if asked for.
+        output: with the last: all that came.
+    """
+
+    number: int
+    chunks: Sequence[StreamChunk] = ()
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
+    output: RequestOutput | None = None
+
+
+@final
+class Ticket:
+    """Prompts that the engine has or will have, and what came of them so far.
+
+    All methods belong to the asyncio loop.
+
+    Args:
+        asks: the prompts.
+        is_streamed: whether every step is of interest, or the end alone.
+        abandon: tells the engine that nobody waits any more.
+    """
+
+    def __init__(
+        self, asks: Sequence[Ask], *, is_streamed: bool, abandon: Callable[["Ticket"], None]
+    ) -> None:
+        self.asks = asks
+        self.is_streamed = is_streamed
+        self.loop = asyncio.get_running_loop()
+        self.is_accepted = False
+        self._abandon = abandon
+        self._num_unfinished = len(asks)
+        self._arrived: list[Piece] = []
+        self._error: Refusal | None = None
+        self._is_closed = False
+        self._news = asyncio.Event()
+
+    @property
+    def num_sequences(self) -> int:
+        """Continuations that are drawn."""
+        return sum(ask.params.num_sequences for ask in self.asks)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more will come."""
+        return not self._num_unfinished or self._error is not None or self._is_closed
+
+    async def accepted(self) -> None:
+        """Wait until the engine has all prompts.
+
+        Raises:
+            Refusal: one could never finish; the engine has none of them.
+        """
+        while not self.is_accepted and not self.is_finished:
+            await self._wait()
+        if self._error is not None:
+            raise self._error
+
+    async def take(self, patience_s: float | None = None) -> list[Piece]:
+        """Wait for news; return what came since the last call.
+
+        Args:
+            patience_s: seconds after which it returns without news; None: it waits.
+
+        Returns:
+            Nothing if there was no news in time, or if all has been taken.
+
+        Raises:
+            Refusal: nothing more will come.
+        """
+        if not self._arrived and not self.is_finished:
+            try:
+                async with asyncio.timeout(patience_s):
+                    await self._wait()
+            except TimeoutError:
+                return []
+        arrived, self._arrived = self._arrived, []
+        if not arrived and self._error is not None:
+            raise self._error
+        return arrived
+
+    async def outputs(self) -> list[RequestOutput]:
+        """Wait for all that comes of the prompts, and return it in their order.
+
+        Raises:
+            Refusal: it is not going to come.
+        """
+        found: dict[int, RequestOutput] = {}
+        while not self.is_finished or self._arrived or self._error is not None:
+            for piece in await self.take():
+                if piece.output is not None:
+                    found[piece.number] = piece.output
+        return [found[number] for number in sorted(found)]
+
+    def close(self) -> None:
+        """Nobody waits any more: what is unfinished ends where it is."""
+        if not self.is_finished:
+            self._is_closed = True
+            self._abandon(self)
+            self._news.set()
+
+    # -- what the engine's side says, on the loop ------------------------------------------------
+
+    def accept(self) -> None:
+        """The engine has all prompts."""
+        self.is_accepted = True
+        self._news.set()
+
+    def put(self, pieces: Sequence[Piece]) -> None:
+        """Something came of them."""
+        self._arrived.extend(pieces)
+        self._num_unfinished -= sum(piece.output is not None for piece in pieces)
+        self._news.set()
+
+    def fail(self, error: Refusal) -> None:
+        """Nothing more will come."""
+        if not self.is_finished:
+            self._error = error
+            self._news.set()
+
+    async def _wait(self) -> None:
+        await self._news.wait()
+        self._news.clear()
