@@ -175,7 +175,7 @@ def load(isa: str | None = None) -> Kernels | None:
     Args:
         isa: an instruction set by name; the best that this machine has if None.
     """
-    module = _import_module()
+    module = import_kernels()
     if isinstance(module, str):
         return None
     assert isa is None or isa in module.isas()
@@ -184,12 +184,13 @@ def load(isa: str | None = None) -> Kernels | None:
 
 def unavailable_reason() -> str | None:
     """Say in one sentence, without its full stop, why `load` gives None; None where it does not."""
-    module = _import_module()
+    module = import_kernels()
     return module if isinstance(module, str) else None
 
 
 @cache
-def _import_module() -> ModuleType | str:
+def import_kernels() -> ModuleType | str:
+    """Return the compiled module, or why there is none."""
     # torch is imported above: the module takes its OpenMP runtime from the process.
     try:
         return import_module("alpage.native._kernels")

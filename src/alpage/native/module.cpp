@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "linear.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -99,6 +100,37 @@ void py_paged_attention(const std::string& dtype, uintptr_t q_THK, uintptr_t out
                     choose(isa), num_threads);
 }
 
+bool has_linear() {
+#if defined(ALPAGE_HAS_LINEAR)
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+#else
+    return false;
+#endif
+}
+
+void py_pack_bfloat16(uintptr_t w_NK, int64_t row_stride, int64_t n, int64_t k, uintptr_t panels, int num_threads) {
+    pack_bfloat16(at<uint16_t>(w_NK), row_stride, n, k, at<uint16_t>(panels), num_threads);
+}
+
+void py_pack_int8(uintptr_t w_NK, int64_t row_stride, int64_t n, int64_t k, uintptr_t panels, uintptr_t correction,
+                  int num_threads) {
+    pack_int8(at<int8_t>(w_NK), row_stride, n, k, at<int8_t>(panels), at<int32_t>(correction), num_threads);
+}
+
+void py_multiply(uintptr_t x, int64_t x_stride, uintptr_t panels, uintptr_t bias, uintptr_t y, int64_t y_stride,
+                 int64_t m, int64_t n, int64_t k, uintptr_t w_scale, uintptr_t correction,
+                 uintptr_t quantized, uintptr_t x_scale, int num_threads) {
+    require(has_linear(), "this processor has no products of packed weights");
+#if defined(ALPAGE_HAS_LINEAR)
+    const Product product{at<>(x), at<>(panels), at<float>(bias), at<>(y), x_stride, y_stride, m, n, k,
+                          nullptr, at<float>(w_scale), at<int32_t>(correction)};
+    if (w_scale) multiply_int8(product, at<uint8_t>(quantized), at<float>(x_scale), num_threads);
+    else multiply_bfloat16(product, num_threads);
+#endif
+}
+
 } // namespace
 } // namespace alpage
 
@@ -115,4 +147,9 @@ NB_MODULE(_kernels, m) {
           "q_head_stride"_a, "out_token_stride"_a, "out_head_stride"_a, "page_stride"_a, "table_stride"_a,
           "num_tokens"_a, "num_pages"_a, "table_width"_a, "num_sequences"_a, "num_heads"_a, "num_kv_heads"_a,
           "head_dim"_a, "page_size"_a, "window"_a.none(), "scale"_a, "num_threads"_a, "isa"_a.none() = nb::none());
+    m.attr("panel") = alpage::kPanel;
+    m.def("has_linear", alpage::has_linear);
+    m.def("pack_bfloat16", alpage::py_pack_bfloat16, free_gil);
+    m.def("pack_int8", alpage::py_pack_int8, free_gil);
+    m.def("multiply", alpage::py_multiply, free_gil);
 }
