@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from alpage.models.quantize import scaled_product
 from alpage.ops.linear import PackedWeight, linear, packed
+from alpage.ops.rows import rms_norm
 from alpage.partition import REPLICATED, Parts, Sharder
 from alpage.workload import ModelShape
 
@@ -193,6 +194,8 @@ class RMSNorm(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise."""
+        if self._sharder is REPLICATED:
+            return rms_norm(x, self.weight, self.eps)
         return self._sharder.rms_norm(x, self.weight, self.eps)
 
 

@@ -6,6 +6,7 @@ May import: torch. Nothing is loaded before the first call.
 
 from alpage.native.kernels import Kernels, Step, load, unavailable_reason
 from alpage.native.packed import PackedWeight, has_linear, linear, pack, pack_int8
+from alpage.native.rows import rms_norm, rotate, silu_mul
 
 __all__ = [
     "Kernels",
@@ -16,5 +17,8 @@ __all__ = [
     "load",
     "pack",
     "pack_int8",
+    "rms_norm",
+    "rotate",
+    "silu_mul",
     "unavailable_reason",
 ]
