@@ -1,4 +1,4 @@
-"""Norms, gates and rotary turns by the kernels against PyTorch's operators, for each instruction set."""
+"""Norms, gates and rotary turns by the kernels against PyTorch, for each instruction set."""
 
 import pytest
 import torch

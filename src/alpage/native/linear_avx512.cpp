@@ -9,6 +9,7 @@ namespace {
 #define ALPAGE_INLINE static inline __attribute__((always_inline))
 
 constexpr int kVectors = kPanel / 16;
+constexpr int kAhead = 2048; // bytes
 
 ALPAGE_INLINE __mmask16 lanes_left(int64_t left) {
     return left >= 16 ? __mmask16(0xffff) : left <= 0 ? __mmask16(0) : __mmask16((1u << left) - 1);
@@ -67,11 +68,9 @@ void tile(const Product& p, int64_t panel, int64_t first_row) {
         for (int v = 0; v < kVectors; ++v) sums[r][v] = Kind::zero();
     for (int64_t group = 0; group < groups; ++group) {
         const char* here = w + group * kPanel * 4;
-        // A few rows wait for memory: what comes is asked for early.
-        if constexpr (Rows <= 4) {
-            _mm_prefetch(here + 2048, _MM_HINT_T0);
-            _mm_prefetch(here + 2048 + 64, _MM_HINT_T0);
-        }
+        // The first tile of a panel waits for memory: what comes is asked for early.
+        _mm_prefetch(here + kAhead, _MM_HINT_T0);
+        _mm_prefetch(here + kAhead + 64, _MM_HINT_T0);
         __m512i weights[kVectors];
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(here + v * 64);
