@@ -330,12 +330,12 @@ print(any("_kernels" in file for file in files))
 
 def test_reason_is_told_where_nothing_was_built(monkeypatch):
     monkeypatch.setitem(sys.modules, "alpage.native._kernels", None)
-    native_kernels._import_module.cache_clear()
+    native_kernels.import_kernels.cache_clear()
     try:
         assert native.load() is None
         assert "were not built" in str(native.unavailable_reason())
     finally:
-        native_kernels._import_module.cache_clear()
+        native_kernels.import_kernels.cache_clear()
 
 
 @needs_kernels

@@ -7,9 +7,18 @@ import torch
 
 from alpage.errors import InvalidValue
 from alpage.hardware import resolve_cluster
-from alpage.layout import LAYOUTS, Attention, attentions, block_rounds, ends_changes, weight_changes
+from alpage.layout import (
+    LAYOUTS,
+    Attention,
+    attentions,
+    block_rounds,
+    ends_changes,
+    redistribute,
+    weight_changes,
+)
 from alpage.models import build, load, open_checkpoint
 from alpage.partition import Partitioned, run_inline
+from alpage.partition.collectives import Collectives
 from tiny_families import make_tiny
 from tiny_llama import make_tiny_llama
 
@@ -137,3 +146,35 @@ def test_widths_that_do_not_divide_are_refused(checkpoints, tmp_path):
     attention = attentions(LAYOUTS["ws_1d"])[0]
     with pytest.raises(InvalidValue, match=r"d_ff=90: cannot be cut into 8 equal parts"):
         run_partitioned(open_checkpoint(tmp_path), attention, mesh, torch.float32)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 4, 8])
+@pytest.mark.parametrize(("before", "after"), [("", "yx"), ("yx", ""), ("x", "zyx"), ("zyx", "yx")])
+def test_keys_and_values_move_between_heads_and_batch(before, after, num_kv_heads):
+    """What `planners.switch` prices between prefill and decode, carried out."""
+    mesh = resolve_cluster("tpu-v4-8").mesh(x=2, y=2, z=2)
+    lying, wanted = (
+        Attention(layout=LAYOUTS["ws_2d"], batch=tuple(axes)).kv(num_kv_heads, mesh)
+        for axes in (before, after)
+    )
+    sizes = {"T": 16, "G": num_kv_heads, "K": 3}
+    collectives = redistribute(lying, wanted, sizes=sizes, mesh=mesh, element_bytes=8)
+    kv_TGK = torch.arange(16 * num_kv_heads * 3.0, dtype=torch.float64).view(16, num_kv_heads, 3)
+
+    def shard(sharding, rank):
+        x = kv_TGK
+        for dim, cut in enumerate(sharding.dims):
+            number = mesh.group(rank, cut.axes).index(rank)
+            x = x.chunk(mesh.size(cut.axes), dim)[number]
+        return x
+
+    def work(communicator):
+        here = Collectives(mesh, communicator)
+        x = shard(lying, communicator.rank)
+        for collective in collectives:
+            x = here.run(x, collective, (0, 1, 2))
+        return x, sum(here.payload_bytes.values())
+
+    for rank, (x, payload_bytes) in enumerate(run_inline(work, mesh.num_ranks)):
+        assert torch.equal(x, shard(wanted, rank))
+        assert payload_bytes == sum(one.payload_bytes for one in collectives)

@@ -8,6 +8,7 @@ import torch
 
 from alpage.errors import Unsupported
 from alpage.models.checkpoint import Checkpoint
+from alpage.models.layers import Layer
 from alpage.models.model import Model
 from alpage.models.quantize import Quantization
 from alpage.models.weights import fill, match
@@ -83,4 +84,10 @@ def load(
     sources = match(whole, table, checkpoint.tensors)
     model, _ = build(checkpoint.config, sharder, stage)
     fill(model, sources, sharder, dtype=dtype, device=device, quantization=quantization, twin=twin)
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if sharder is REPLICATED:
+        for layer in model.modules():
+            # An embedding that is no head is only looked up in.
+            if isinstance(layer, Layer) and (layer is not model.embedding or layer is model.head):
+                layer.pack()
+    return model

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from alpage.models.layers import Layer, Linear
 from alpage.models.quantize import scaled_product
+from alpage.ops.rows import silu_mul
 from alpage.partition import Parts, Sharder
 from alpage.workload import ModelShape
 
@@ -46,8 +47,8 @@ class RoutedMLP(nn.Module):
         num_tokens_N = expert_P.bincount(minlength=self.num_experts).tolist()
         both_PF = self.gate_up(x_TD.index_select(0, token_P), num_tokens_N)
         constrain = self.sharder.constrain
-        gate_PF, up_PF = constrain(both_PF.unflatten(-1, (2, -1)), "hidden, partial").unbind(-2)
-        hidden_PF = constrain(F.silu(gate_PF) * up_PF, "hidden")
+        both_P2F = constrain(both_PF.unflatten(-1, (2, -1)), "hidden, partial")
+        hidden_PF = constrain(silu_mul(both_P2F), "hidden")
         weight_P1 = weight_TA.flatten()[order_P, None]
         out_PD = (self.down(hidden_PF, num_tokens_N) * weight_P1).to(x.dtype)
         out_TD = torch.zeros_like(x_TD).index_add(0, token_P, out_PD)

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alpage.models.quantize import scaled_product
+from alpage.ops.linear import PackedWeight, linear, packed
+from alpage.ops.rows import rms_norm
 from alpage.partition import REPLICATED, Parts, Sharder
 from alpage.workload import ModelShape
 
@@ -22,6 +24,7 @@ class Layer(nn.Module):
     Attributes:
         weight: [..., rows, columns], or a vector that has `columns` alone.
         bias: along the rows of a matrix, or like the vector; None: there is none.
+        packed: the matrix as our kernels read it, once `pack` was called; None: PyTorch multiplies.
         scale: that every row of a matrix of whole numbers is multiplied with; None: of floats.
         rows: parts of its rows; none of a vector.
         columns: parts of its columns.
@@ -36,11 +39,15 @@ class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scale = None
+        self.packed: PackedWeight | None = None
 
     @property
     def is_quantizable(self) -> bool:
         """Whether whole numbers do: in matrices whose every output is a sum over many inputs."""
         return False
+
+    def pack(self) -> None:
+        """Prepare for many products, where kernels of ours make them, with whole weights only."""
 
 
 @final
@@ -71,6 +78,8 @@ class Linear(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply."""
+        if self.packed is not None:
+            return linear(x, self.packed, self.bias)
         weight_FD = self._sharder.weight(self.weight, self.rows, self.columns)
         if self.scale is None:
             return F.linear(x, weight_FD, self.bias)
@@ -81,6 +90,14 @@ class Linear(Layer):
     def is_quantizable(self) -> bool:
         """All but a router: its few outputs choose."""
         return self.rows[0][0] != "-"
+
+    def pack(self) -> None:
+        """See `Layer`. The matrix itself is gone then."""
+        self.packed = packed(self.weight, self.scale)
+        if self.packed is not None:
+            self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
+            if self.bias is not None:
+                self.bias = nn.Parameter(self.bias.float(), requires_grad=False)
 
 
 @final
@@ -100,7 +117,11 @@ class Embedding(Layer):
 
     def logits(self, x: Tensor) -> Tensor:
         """Return logits_...V, where the vocabulary projection is this embedding."""
-        return _logits(x, self.weight, self._sharder)
+        return _logits(x, self, self._sharder)
+
+    def pack(self) -> None:
+        """See `Layer`. Rows are looked up in the matrix itself, so it stays."""
+        self.packed = packed(self.weight)
 
 
 @final
@@ -116,7 +137,13 @@ class Head(Layer):
 
     def logits(self, x: Tensor) -> Tensor:
         """Project."""
-        return _logits(x, self.weight, self._sharder)
+        return _logits(x, self, self._sharder)
+
+    def pack(self) -> None:
+        """See `Layer`. The matrix itself is gone then."""
+        self.packed = packed(self.weight)
+        if self.packed is not None:
+            self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
 
 
 @final
@@ -167,9 +194,13 @@ class RMSNorm(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise."""
+        if self._sharder is REPLICATED:
+            return rms_norm(x, self.weight, self.eps)
         return self._sharder.rms_norm(x, self.weight, self.eps)
 
 
-def _logits(x: Tensor, weight_VD: Tensor, sharder: Sharder) -> Tensor:
+def _logits(x: Tensor, layer: Layer, sharder: Sharder) -> Tensor:
+    if layer.packed is not None:
+        return linear(x, layer.packed)
     x = sharder.constrain(x, "logits input")
-    return sharder.constrain(F.linear(x, weight_VD), "logits")
+    return sharder.constrain(F.linear(x, layer.weight), "logits")

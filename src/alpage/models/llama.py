@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alpage.models import rope
@@ -28,6 +27,7 @@ from alpage.models.config import MAX_LAYERS, MAX_POSITIONS, ConfigReader
 from alpage.models.layers import Embedding, Head, Linear, RMSNorm
 from alpage.models.model import Model
 from alpage.ops.attention import PagedKV, PagedLayer, attention
+from alpage.ops.rows import rotate, silu_mul
 from alpage.partition import Sharder, Stage
 from alpage.workload import ModelShape
 
@@ -187,9 +187,9 @@ class Attention(nn.Module):
         constrain = self.sharder.constrain
         qkv_THK = self.qkv(constrain(x_TD, "block input")).unflatten(-1, (-1, self.head_dim))
         q_THK, kv_TGK = qkv_THK.split(self.heads, dim=-2)
-        q_THK = rope.rotate(constrain(q_THK, "queries"), turn_TK)
+        q_THK = rotate(constrain(q_THK, "queries"), turn_TK)
         k_TGK, v_TGK = constrain(kv_TGK.unflatten(-2, (2, -1)), "keys and values").unbind(-3)
-        out_THK = attention(q_THK, rope.rotate(k_TGK, turn_TK), v_TGK, kv, window=self.window)
+        out_THK = attention(q_THK, rotate(k_TGK, turn_TK), v_TGK, kv, window=self.window)
         return constrain(self.out(constrain(out_THK, "attended").flatten(-2)), "block output")
 
 
@@ -208,8 +208,7 @@ class MLP(nn.Module):
         """Gate."""
         constrain = self.sharder.constrain
         both_T2F = self.gate_up(constrain(x_TD, "block input")).unflatten(-1, (2, -1))
-        gate_TF, up_TF = constrain(both_T2F, "hidden, partial").unbind(-2)
-        hidden_TF = constrain(F.silu(gate_TF) * up_TF, "hidden")
+        hidden_TF = constrain(silu_mul(constrain(both_T2F, "hidden, partial")), "hidden")
         return constrain(self.down(hidden_TF), "block output")
 
 

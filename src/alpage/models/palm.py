@@ -34,7 +34,6 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from alpage.models import rope
@@ -43,6 +42,7 @@ from alpage.models.layers import Embedding, Head, LayerNorm, Linear
 from alpage.models.model import Model
 from alpage.models.weights import Columns
 from alpage.ops.attention import PagedKV, PagedLayer, attention
+from alpage.ops.rows import rotate, silu_mul
 from alpage.partition import Sharder, Stage
 from alpage.workload import ModelShape
 
@@ -177,11 +177,11 @@ class Block(nn.Module):
         wide = self.qkv_gate_up(constrain(self.norm(x_TD), "block input"))
         qkv, both_TF = wide.split(self.widths, dim=-1)
         q_THK, kv_TGK = qkv.unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=-2)
-        q_THK = rope.rotate(constrain(q_THK, "queries"), turn_TK)
+        q_THK = rotate(constrain(q_THK, "queries"), turn_TK)
         k_TGK, v_TGK = constrain(kv_TGK.unflatten(-2, (2, -1)), "keys and values").unbind(-3)
-        out_THK = attention(q_THK, rope.rotate(k_TGK, turn_TK), v_TGK, kv)
-        gate_TF, up_TF = constrain(both_TF.unflatten(-1, (2, -1)), "hidden, partial").unbind(-2)
-        hidden_TF = constrain(F.silu(gate_TF) * up_TF, "hidden")
+        out_THK = attention(q_THK, rotate(k_TGK, turn_TK), v_TGK, kv)
+        both_T2F = constrain(both_TF.unflatten(-1, (2, -1)), "hidden, partial")
+        hidden_TF = constrain(silu_mul(both_T2F), "hidden")
         both = torch.cat((constrain(out_THK, "attended").flatten(-2), hidden_TF), dim=-1)
         return x_TD + constrain(self.out_down(both), "block output")
 

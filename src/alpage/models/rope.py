@@ -131,12 +131,3 @@ def turns(positions_T: Tensor, frequency_J: Tensor, factor: float) -> Tensor:
     assert frequency_J.dtype == torch.float32, "rounded frequencies turn far positions wrongly"
     angle_TJ = positions_T[..., None] * frequency_J
     return torch.cat((angle_TJ.cos(), angle_TJ.sin()), dim=-1) * factor
-
-
-def rotate(x_THK: Tensor, turn_TK: Tensor) -> Tensor:
-    """Turn every feature pair by its position's angle; `turn_TK` is what `turns` gives."""
-    cos_T1J, sin_T1J = turn_TK[..., None, :].to(x_THK.dtype).chunk(2, dim=-1)
-    one_THJ, other_THJ = x_THK.chunk(2, dim=-1)
-    return torch.cat(
-        (one_THJ * cos_T1J - other_THJ * sin_T1J, other_THJ * cos_T1J + one_THJ * sin_T1J), dim=-1
-    )

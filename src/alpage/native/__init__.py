@@ -1,9 +1,24 @@
-"""Native: attention and KV writes in C++ for CPUs, where alpage was installed with a compiler.
+"""Native: attention, KV writes and linear layers in C++ for CPUs, where there was a compiler.
 
 `load()` gives the kernels or None; `unavailable_reason()` then says why.
 May import: torch. Nothing is loaded before the first call.
 """
 
 from alpage.native.kernels import Kernels, Step, load, unavailable_reason
+from alpage.native.packed import PackedWeight, has_linear, linear, pack, pack_int8
+from alpage.native.rows import rms_norm, rotate, silu_mul
 
-__all__ = ["Kernels", "Step", "load", "unavailable_reason"]
+__all__ = [
+    "Kernels",
+    "PackedWeight",
+    "Step",
+    "has_linear",
+    "linear",
+    "load",
+    "pack",
+    "pack_int8",
+    "rms_norm",
+    "rotate",
+    "silu_mul",
+    "unavailable_reason",
+]

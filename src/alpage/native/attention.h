@@ -14,6 +14,8 @@
 
 #include <cstdint>
 
+#include "rows.h"
+
 namespace alpage {
 
 constexpr int kMinHeadDim = 16; // the widest vector of floats
@@ -80,6 +82,7 @@ struct Kernels {
 struct Isa {
     const char* name;
     Kernels kernels[2]; // by Dtype
+    const RowKernels* rows; // by Dtype
 };
 
 extern const Isa isa_avx512_bf16, isa_avx512, isa_avx2, isa_portable;

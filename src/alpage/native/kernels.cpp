@@ -354,4 +354,5 @@ constexpr Kernels kKernels{attend<T>, attend_split<T>, join_splits<T>};
 const alpage::Isa alpage::ALPAGE_JOIN(isa_, ALPAGE_ISA){
     ALPAGE_TEXT(ALPAGE_ISA),
     {alpage::ALPAGE_ISA::kKernels<float>, alpage::ALPAGE_ISA::kKernels<alpage::ALPAGE_ISA::bfloat16>},
+    alpage::ALPAGE_JOIN(rows_, ALPAGE_ISA),
 };

@@ -13,7 +13,7 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
-_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 class Step(Protocol):
@@ -49,7 +49,7 @@ class Kernels:
 
     def unsupported_reason(self, *, dtype: torch.dtype, head_dim: int) -> str | None:
         """Why attention over such a pool is beyond these kernels; None where it is not."""
-        if dtype not in _DTYPES:
+        if dtype not in DTYPES:
             return f"the native kernels know float32 and bfloat16, not {dtype}"
         if head_dim % 8 or not 16 <= head_dim <= 256:
             return (
@@ -78,7 +78,7 @@ class Kernels:
         assert slot_T.is_contiguous()
         k_pages, v_pages, page_stride = _pages(kv_2PGSK)
         self.module.store_kv(
-            dtype=_DTYPES[kv_2PGSK.dtype],
+            dtype=DTYPES[kv_2PGSK.dtype],
             k_TGK=k_TGK.data_ptr(),
             v_TGK=v_TGK.data_ptr(),
             k_PGSK=k_pages,
@@ -139,7 +139,7 @@ class Kernels:
         assert query_start_B1.stride(0) == context_B.stride(0) == 1
         k_pages, v_pages, page_stride = _pages(kv_2PGSK)
         self.module.paged_attention(
-            dtype=_DTYPES[q_THK.dtype],
+            dtype=DTYPES[q_THK.dtype],
             q_THK=q_THK.data_ptr(),
             out_THK=out_THK.data_ptr(),
             k_PGSK=k_pages,
@@ -175,7 +175,7 @@ def load(isa: str | None = None) -> Kernels | None:
     Args:
         isa: an instruction set by name; the best that this machine has if None.
     """
-    module = _import_module()
+    module = import_kernels()
     if isinstance(module, str):
         return None
     assert isa is None or isa in module.isas()
@@ -184,12 +184,13 @@ def load(isa: str | None = None) -> Kernels | None:
 
 def unavailable_reason() -> str | None:
     """Say in one sentence, without its full stop, why `load` gives None; None where it does not."""
-    module = _import_module()
+    module = import_kernels()
     return module if isinstance(module, str) else None
 
 
 @cache
-def _import_module() -> ModuleType | str:
+def import_kernels() -> ModuleType | str:
+    """Return the compiled module, or why there is none."""
     # torch is imported above: the module takes its OpenMP runtime from the process.
     try:
         return import_module("alpage.native._kernels")

@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <climits>
 #include <optional>
 #include <stdexcept>
@@ -11,6 +12,8 @@
 #include <vector>
 
 #include "attention.h"
+#include "linear.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -99,6 +102,76 @@ void py_paged_attention(const std::string& dtype, uintptr_t q_THK, uintptr_t out
                     choose(isa), num_threads);
 }
 
+// Rows are shared out in parts of about this many numbers: less is not worth waking a thread.
+constexpr int64_t kNumbers = 1 << 15;
+
+template <class Work>
+void for_each_row(int64_t num_rows, int64_t width, int num_threads, const Work& work, 
+                  void (*run)(const Work&, int64_t, int64_t)) {
+    const int64_t part = std::max<int64_t>(1, kNumbers / std::max<int64_t>(1, width));
+    for_each((num_rows + part - 1) / part, num_threads, [&](int64_t i) {
+        run(work, i * part, std::min((i + 1) * part, num_rows));
+    });
+}
+
+const RowKernels& rows_of(const std::string& dtype, const std::optional<std::string>& isa) {
+    return choose(isa).rows[static_cast<int>(dtype_of(dtype))];
+}
+
+void py_rms_norm(const std::string& dtype, uintptr_t x, int64_t x_stride, uintptr_t weight, uintptr_t y,
+                 int64_t y_stride, int64_t m, int64_t d, float eps, int num_threads,
+                 const std::optional<std::string>& isa) {
+    for_each_row(m, d, num_threads, RmsNorm{at<>(x), at<>(weight), at<>(y), x_stride, y_stride, m, d, eps},
+                 rows_of(dtype, isa).rms_norm);
+}
+
+void py_silu_mul(const std::string& dtype, uintptr_t x, int64_t x_stride, uintptr_t y, int64_t y_stride, int64_t m,
+                 int64_t f, int num_threads, const std::optional<std::string>& isa) {
+    for_each_row(m, 2 * f, num_threads, SiluMul{at<>(x), at<>(y), x_stride, y_stride, m, f},
+                 rows_of(dtype, isa).silu_mul);
+}
+
+void py_rotate(const std::string& dtype, uintptr_t x, int64_t x_token_stride, int64_t x_head_stride, uintptr_t turn,
+               uintptr_t y, int64_t y_token_stride, int64_t y_head_stride, int64_t m, int num_heads, int head_dim,
+               int num_threads, const std::optional<std::string>& isa) {
+    require(head_dim % 2 == 0, "an odd head dim has no pairs");
+    for_each_row(m, int64_t{num_heads} * head_dim, num_threads,
+                 Rotation{at<>(x), at<float>(turn), at<>(y), x_token_stride, x_head_stride, y_token_stride,
+                          y_head_stride, m, num_heads, head_dim},
+                 rows_of(dtype, isa).rotate);
+}
+
+bool has_linear() {
+#if defined(ALPAGE_HAS_LINEAR)
+    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+#else
+    return false;
+#endif
+}
+
+void py_pack_bfloat16(uintptr_t w_NK, int64_t row_stride, int64_t n, int64_t k, uintptr_t panels, int num_threads) {
+    pack_bfloat16(at<uint16_t>(w_NK), row_stride, n, k, at<uint16_t>(panels), num_threads);
+}
+
+void py_pack_int8(uintptr_t w_NK, int64_t row_stride, int64_t n, int64_t k, uintptr_t panels, uintptr_t correction,
+                  int num_threads) {
+    pack_int8(at<int8_t>(w_NK), row_stride, n, k, at<int8_t>(panels), at<int32_t>(correction), num_threads);
+}
+
+void py_multiply(uintptr_t x, int64_t x_stride, uintptr_t panels, uintptr_t bias, uintptr_t y, int64_t y_stride,
+                 int64_t m, int64_t n, int64_t k, uintptr_t w_scale, uintptr_t correction,
+                 uintptr_t quantized, uintptr_t x_scale, int num_threads) {
+    require(has_linear(), "this processor has no products of packed weights");
+#if defined(ALPAGE_HAS_LINEAR)
+    const Product product{at<>(x), at<>(panels), at<float>(bias), at<>(y), x_stride, y_stride, m, n, k,
+                          nullptr, at<float>(w_scale), at<int32_t>(correction)};
+    if (w_scale) multiply_int8(product, at<uint8_t>(quantized), at<float>(x_scale), num_threads);
+    else multiply_bfloat16(product, num_threads);
+#endif
+}
+
 } // namespace
 } // namespace alpage
 
@@ -115,4 +188,12 @@ NB_MODULE(_kernels, m) {
           "q_head_stride"_a, "out_token_stride"_a, "out_head_stride"_a, "page_stride"_a, "table_stride"_a,
           "num_tokens"_a, "num_pages"_a, "table_width"_a, "num_sequences"_a, "num_heads"_a, "num_kv_heads"_a,
           "head_dim"_a, "page_size"_a, "window"_a.none(), "scale"_a, "num_threads"_a, "isa"_a.none() = nb::none());
+    m.def("rms_norm", alpage::py_rms_norm, free_gil);
+    m.def("silu_mul", alpage::py_silu_mul, free_gil);
+    m.def("rotate", alpage::py_rotate, free_gil);
+    m.attr("panel") = alpage::kPanel;
+    m.def("has_linear", alpage::has_linear);
+    m.def("pack_bfloat16", alpage::py_pack_bfloat16, free_gil);
+    m.def("pack_int8", alpage::py_pack_int8, free_gil);
+    m.def("multiply", alpage::py_multiply, free_gil);
 }
