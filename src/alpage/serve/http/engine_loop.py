@@ -263,10 +263,11 @@ class EngineLoop:
         return {entry.ticket for entry in self._entries.values()}
 
     def _end(self, tickets: set[Ticket], error: Refusal) -> None:
-        """Answer tickets with an error, and forget them."""
+        """Answer tickets with an error, and only then forget them, which may fail in its turn."""
+        for ticket in tickets:
+            self._say(ticket, partial(self._fail, [ticket], error))
         for ticket in tickets:
             self._drop(ticket)
-            self._say(ticket, partial(self._fail, [ticket], error))
 
     def _say(self, ticket: Ticket, word: Callable[[], None]) -> None:
         self._call(ticket.loop, word)

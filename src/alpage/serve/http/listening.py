@@ -5,6 +5,7 @@ import errno
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import FrameType
 from typing import final
 
@@ -31,9 +32,11 @@ def bound(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        found = socket.socket(family, kind, protocol)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind(address)
+        with ExitStack() as stack:
+            found = stack.enter_context(socket.socket(family, kind, protocol))
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind(address)
+            stack.pop_all()
     except (OSError, OverflowError) as error:
         is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         raise InvalidValue(

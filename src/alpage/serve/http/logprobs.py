@@ -92,8 +92,13 @@ def _bounded(logprob: float) -> float:
 
 
 def _name(token: int, texts: Texts) -> str:
-    """Return a token's text; its bytes, in OpenAI's writing, if it is none by itself."""
+    """Return a token's text; its bytes, in OpenAI's writing, if it is none by itself.
+
+    Ids without a token, which models have as padding, get a name each.
+    """
     spelling = texts.spelling(token)
+    if not spelling:
+        return f"token_id:{token}"
     try:
         return spelling.decode()
     except UnicodeDecodeError:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import final
 
@@ -100,11 +101,10 @@ class Ticket:
             Refusal: nothing more will come.
         """
         if not self._arrived and not self.is_finished:
-            try:
+            # What came in the very moment that patience ended is not lost.
+            with suppress(TimeoutError):
                 async with asyncio.timeout(patience_s):
                     await self._wait()
-            except TimeoutError:
-                return []
         arrived, self._arrived = self._arrived, []
         if not arrived and self._error is not None:
             raise self._error

@@ -1,0 +1,211 @@
+"""`alpage serve` as a process: OpenAI's own client, and every way to end it."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tiny_llama import make_tiny_llama
+from tiny_server import DEADLINE_S, NAME, process_of
+
+LONG = {"max_tokens": 400, "temperature": 0, "extra_body": {"ignore_eos": True}}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    make_tiny_llama(path, max_position_embeddings=512)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(model):
+    with process_of(model) as process:
+        yield process
+        assert process.end() == 0
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
+        yield client
+
+
+def children_of(pid):
+    """Return the processes that a process has started, and theirs."""
+    found, parents = set(), {pid}
+    while parents:
+        parents = {
+            int(child)
+            for parent in parents
+            for task in Path(f"/proc/{parent}/task").glob("*/children")
+            for child in task.read_text().split()
+        } - found
+        found |= parents
+    return found
+
+
+def is_alive(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def until_all_gone(pids):
+    end_s = time.monotonic() + 5
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < end_s, f"{pids} are still there"
+        time.sleep(0.02)
+
+
+# -- OpenAI's client -------------------------------------------------------------------------------
+
+
+def test_openai_completes(client):
+    whole = client.completions.create(model=NAME, prompt="Hello", max_tokens=8, temperature=0)
+    assert whole.choices[0].finish_reason in {"length", "stop"}
+    assert whole.usage.completion_tokens <= 8
+    stream = client.completions.create(
+        model=NAME, prompt="Hello", max_tokens=8, temperature=0, stream=True
+    )
+    assert "".join(part.choices[0].text for part in stream) == whole.choices[0].text
+
+
+def test_openai_chats(client):
+    messages = [{"role": "user", "content": "Hello"}]
+    whole = client.chat.completions.create(
+        model=NAME, messages=messages, max_tokens=8, temperature=0, logprobs=True, top_logprobs=2
+    )
+    assert len(whole.choices[0].logprobs.content) == whole.usage.completion_tokens
+    stream = client.chat.completions.create(
+        model=NAME,
+        messages=messages,
+        max_tokens=8,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    *parts, last = stream
+    text = "".join(part.choices[0].delta.content or "" for part in parts)
+    assert text == whole.choices[0].message.content
+    assert last.usage.total_tokens == whole.usage.total_tokens
+    assert not last.choices
+
+
+def test_openai_lists_models(client):
+    assert [model.id for model in client.models.list()] == [NAME]
+    assert client.models.retrieve(NAME).id == NAME
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "param"),
+    [
+        ({"model": "another"}, openai.NotFoundError, "model"),
+        ({"temperature": -1}, openai.BadRequestError, "temperature"),
+        ({"max_tokens": 10**6}, openai.BadRequestError, "prompt"),
+        ({"suffix": "!"}, openai.BadRequestError, "suffix"),
+        ({"extra_body": {"unheard_of": 1}}, openai.BadRequestError, "unheard_of"),
+    ],
+)
+def test_openai_knows_the_errors(client, arguments, error, param):
+    with pytest.raises(error) as raised:
+        client.completions.create(**{"model": NAME, "prompt": "Hello", **arguments})
+    assert raised.value.param == param
+    assert raised.value.code
+    assert raised.value.request_id
+
+
+# -- clients who do not behave ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\0" * 100,
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+    ],
+    ids=["zeros", "version", "half a body", "negative length", "long address"],
+)
+def test_nonsense_harms_nobody(server, client, sent):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        connection.sendall(sent)
+        assert client.completions.create(model=NAME, prompt="Hello", max_tokens=2).choices
+
+
+def test_clients_who_do_not_read_do_not_hold_others_up(server, client):
+    body = b'{"prompt": [5], "max_tokens": 500, "stream": true, "ignore_eos": true}'
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    sockets = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(8)]
+    for connection in sockets:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        connection.sendall(head.encode() + body)
+    assert client.completions.create(model=NAME, prompt="Hello", max_tokens=2).choices
+    for connection in sockets:
+        connection.close()
+
+
+# -- the end ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_has_begun_is_answered_before_the_end(model, number):
+    with process_of(model) as server:
+        answers = []
+
+        def ask():
+            body = {"prompt": [5, 6], "max_tokens": 400, "ignore_eos": True}
+            answers.append(
+                httpx.post(f"{server.url}/v1/completions", json=body, timeout=DEADLINE_S)
+            )
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        time.sleep(0.3)
+        status = server.end(number)
+        thread.join()
+    assert status == 0
+    assert answers[0].json()["usage"]["completion_tokens"] == 400
+
+
+@pytest.mark.parametrize("arguments", [(), ("--devices", "2")], ids=["one", "ranks"])
+def test_nothing_is_left_of_a_server_that_was_killed(model, arguments):
+    with process_of(model, *arguments) as server:
+        port, children = server.port, children_of(server.program.pid)
+        assert bool(children) == bool(arguments)
+        server.end(signal.SIGKILL)
+        until_all_gone(children)
+    with process_of(model, "--port", str(port)) as again:
+        assert httpx.get(f"{again.url}/ready").status_code == 200
+        assert again.end() == 0
+
+
+def test_server_that_lost_a_rank_says_so_and_ends(model):
+    with process_of(model, "--devices", "2") as server:
+        body = {"prompt": [5, 6], "max_tokens": 4}
+        url = f"{server.url}/v1/completions"
+        assert httpx.post(url, json=body, timeout=DEADLINE_S).status_code == 200
+        children = children_of(server.program.pid)
+        rank = max(children)
+        os.kill(rank, signal.SIGKILL)
+        assert httpx.post(url, json=body, timeout=DEADLINE_S).status_code == 503
+        assert httpx.get(f"{server.url}/health").status_code == 503
+        server.end()
+        until_all_gone(children)
+
+
+# -- a wrong start ---------------------------------------------------------------------------------
+
+
+def test_address_that_is_taken_is_refused(model, server, command_line):
+    status, _, said = command_line("serve", str(model), "--port", str(server.port))
+    assert status == 1
+    assert "is taken" in said
+    assert "Choose another port" in said
