@@ -28,7 +28,7 @@ from alpage.models.config import MAX_LAYERS, ConfigReader
 from alpage.models.layers import Embedding, Head, LayerNorm, Linear, Positions
 from alpage.models.model import Model
 from alpage.models.weights import Transposed
-from alpage.ops.attention import PagedKV, PagedLayer, attention
+from alpage.ops.attention import PagedLayer, attention
 from alpage.partition import Sharder, Stage
 from alpage.workload import ModelShape
 
@@ -114,17 +114,6 @@ class GPT2(Model):
         # The lookup itself asserts that there is such a position.
         return x_TD + self.positions(self.sharder.tokens(positions_T))  # type: ignore[no-any-return]
 
-    def through(
-        self,
-        x_TD: Tensor,
-        positions_T: Tensor,  # noqa: ARG002
-        kv: PagedKV | None = None,
-    ) -> Tensor:
-        """Run the blocks."""
-        for layer, block in enumerate(self.blocks.values()):
-            x_TD = block(x_TD, None if kv is None else kv[layer])
-        return x_TD
-
     def leave(self, x_TD: Tensor) -> Tensor:
         """Normalise."""
         assert self.norm is not None, "the last stage leaves"
@@ -148,7 +137,7 @@ class Block(nn.Module):
         self.mlp_norm = LayerNorm(d_model, config.norm_eps, sharder, has_bias=True)
         self.mlp = MLP(config.shape, sharder)
 
-    def forward(self, x_TD: Tensor, kv: PagedLayer | None) -> Tensor:
+    def forward(self, x_TD: Tensor, _: None, kv: PagedLayer | None) -> Tensor:
         """Add attention, then the feed-forward."""
         x_TD = x_TD + self.attention(self.attention_norm(x_TD), kv)
         return x_TD + self.mlp(self.mlp_norm(x_TD))  # type: ignore[no-any-return]

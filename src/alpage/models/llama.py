@@ -26,7 +26,7 @@ from alpage.models import rope
 from alpage.models.config import MAX_LAYERS, MAX_POSITIONS, ConfigReader
 from alpage.models.layers import Embedding, Head, Linear, RMSNorm
 from alpage.models.model import Model
-from alpage.ops.attention import PagedKV, PagedLayer, attention
+from alpage.ops.attention import PagedLayer, attention
 from alpage.ops.rows import rotate, silu_mul
 from alpage.partition import Sharder, Stage
 from alpage.workload import ModelShape
@@ -124,13 +124,10 @@ class Llama(Model):
         assert self.embedding is not None, "the first stage enters"
         return self.embedding(tokens_T)  # type: ignore[no-any-return]
 
-    def through(self, x_TD: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
-        """Run the blocks."""
+    def turns(self, positions_T: Tensor) -> Tensor:
+        """Work out the angles."""
         position_T = self.sharder.attended(positions_T)
-        turn_TK = rope.turns(position_T, self.frequency_J, self.turn_factor)
-        for layer, block in enumerate(self.blocks.values()):
-            x_TD = block(x_TD, turn_TK, None if kv is None else kv[layer])
-        return x_TD
+        return rope.turns(position_T, self.frequency_J, self.turn_factor)
 
     def leave(self, x_TD: Tensor) -> Tensor:
         """Normalise."""

@@ -12,7 +12,8 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from alpage.ops.attention import PagedKV
-from alpage.partition import Sharder
+from alpage.ops.program import Program, compiled
+from alpage.partition import REPLICATED, Sharder
 from alpage.workload import ModelShape
 
 
@@ -21,9 +22,11 @@ class Model(nn.Module, ABC):
 
     Attributes:
         sharder: how it runs on this rank.
+        blocks: of this stage, by their numbers in the model.
     """
 
     sharder: Sharder
+    blocks: nn.ModuleDict
 
     @property
     @abstractmethod
@@ -53,9 +56,27 @@ class Model(nn.Module, ABC):
     def enter(self, tokens_T: Tensor, positions_T: Tensor) -> Tensor:
         """Return x_TD, what the first block reads. The first stage's."""
 
-    @abstractmethod
     def through(self, x_TD: Tensor, positions_T: Tensor, kv: PagedKV | None = None) -> Tensor:
         """Return x_TD behind this stage's blocks; `kv[0]` is the past of its first block."""
+        return self.through_blocks(x_TD, self.turns(positions_T), kv)
+
+    def turns(self, positions_T: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Return turn_TK, by which the blocks turn queries and keys; None: by nothing."""
+        return None
+
+    def through_blocks(
+        self, x_TD: Tensor, turn_TK: Tensor | None, kv: PagedKV | None = None
+    ) -> Tensor:
+        """Return x_TD behind this stage's blocks, when what they need of positions is known."""
+        for layer, block in enumerate(self.blocks.values()):
+            x_TD = block(x_TD, turn_TK, None if kv is None else kv[layer])
+        return x_TD
+
+    def program(self) -> Program | None:
+        """Return `through_blocks` as one call for pages on a CPU; None where there is no such."""
+        if self.sharder is not REPLICATED:
+            return None
+        return compiled(self.through_blocks, self.shape.d_model, self.shape.head_dim)
 
     @abstractmethod
     def leave(self, x_TD: Tensor) -> Tensor:

@@ -87,23 +87,4 @@ struct Isa {
 
 extern const Isa isa_avx512_bf16, isa_avx512, isa_avx2, isa_portable;
 
-// Cuts the problem into tiles and runs them on `num_threads` threads. Throws on a page or token out of range.
-void paged_attention(const Attention&, const Isa&, int num_threads);
-
-struct KvStore {
-    Dtype dtype;
-    const void* k_TGK;
-    const void* v_TGK;
-    void* k_PGSK;
-    void* v_PGSK;
-    const int64_t* slot_T; // page * page_size + place
-    int64_t k_token_stride, k_head_stride, v_token_stride, v_head_stride;
-    int64_t page_stride;
-    int64_t num_tokens, num_pages;
-    int num_kv_heads, head_dim, page_size;
-};
-
-// Copies new keys and values into their slots. Throws on a slot out of range, before anything is written.
-void store_kv(const KvStore&, int num_threads);
-
 } // namespace alpage

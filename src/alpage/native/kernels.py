@@ -31,6 +31,10 @@ class Step(Protocol):
     def table_BP(self) -> Tensor:
         """int32: pages of each sequence, in the order of its tokens."""
 
+    @property
+    def slot_T(self) -> Tensor:
+        """int64: page * page size + place of each new token."""
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,14 +30,14 @@ void pack(const Element* w_NK, int64_t row_stride, int64_t n, int64_t k, Element
 
 // Panels are shared out one by one; with many rows of x a thread takes some tiles of a panel, while that is in cache.
 template <class Run>
-void for_each_tile(const Product& p, int num_threads, Run run) {
+void share_tiles(Team& team, const Product& p, Run run) {
     constexpr int64_t kTiles = 32;
     const int64_t tiles = (p.m + kRowTile - 1) / kRowTile;
     const int64_t blocks = (tiles + kTiles - 1) / kTiles;
-    for_each(num_panels(p.n) * blocks, num_threads, [&](int64_t i) {
+    team.share(num_panels(p.n) * blocks, [&](int64_t i) {
         const int64_t panel = i / blocks, first = i % blocks * kTiles;
         for (int64_t tile = first; tile < std::min(first + kTiles, tiles); ++tile)
-            run(panel, tile * kRowTile, int(std::min<int64_t>(kRowTile, p.m - tile * kRowTile)));
+            run(p, panel, tile * kRowTile, int(std::min<int64_t>(kRowTile, p.m - tile * kRowTile)));
     });
 }
 
@@ -57,27 +57,19 @@ void pack_int8(const int8_t* w_NK, int64_t row_stride, int64_t n, int64_t k, int
 }
 
 #if defined(ALPAGE_HAS_LINEAR)
-void multiply_bfloat16(const Product& p, int num_threads) {
-    for_each_tile(p, num_threads, [&](int64_t panel, int64_t row, int num_rows) {
-        linear_kernels.bfloat16(p, panel, row, num_rows);
-    });
-}
+void multiply_bfloat16(Team& team, const Product& p) { share_tiles(team, p, linear_kernels.bfloat16); }
 
-void multiply_int8(Product p, uint8_t* quantized, float* x_scale, int num_threads) {
-    constexpr int64_t kRows = 16;
-    const int64_t width = num_groups(p.k, 4) * 4;
-    for_each((p.m + kRows - 1) / kRows, num_threads, [&](int64_t i) {
-        for (int64_t row = i * kRows; row < std::min((i + 1) * kRows, p.m); ++row)
-            x_scale[row] = linear_kernels.quantize(
-                static_cast<const uint16_t*>(p.x) + row * p.x_stride, p.k, quantized + row * width);
-    });
-    p.x = quantized;
-    p.x_stride = width;
-    p.x_scale = x_scale;
-    for_each_tile(p, num_threads, [&](int64_t panel, int64_t row, int num_rows) {
-        linear_kernels.int8(p, panel, row, num_rows);
-    });
+void multiply_int8(Team& team, const Product& p) { share_tiles(team, p, linear_kernels.int8); }
+
+void quantize(const Quantization& q, int64_t first, int64_t end) {
+    for (int64_t row = first; row < end; ++row)
+        q.scale_M[row * q.scale_stride] = linear_kernels.quantize(
+            static_cast<const uint16_t*>(q.x_MK) + row * q.x_stride, q.k, q.y_MK + row * q.y_stride);
 }
+#else // Nothing was packed, so nobody multiplies.
+void multiply_bfloat16(Team&, const Product&) { __builtin_unreachable(); }
+void multiply_int8(Team&, const Product&) { __builtin_unreachable(); }
+void quantize(const Quantization&, int64_t, int64_t) { __builtin_unreachable(); }
 #endif
 
 } // namespace alpage

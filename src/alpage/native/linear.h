@@ -12,6 +12,8 @@
 
 namespace alpage {
 
+class Team;
+
 constexpr int kPanel = 32;    // outputs
 constexpr int kRowTile = 12;  // rows of x at a time: 24 of 32 registers add up
 
@@ -27,6 +29,7 @@ struct Product {
     int64_t m, n, k;
     // Of int8: of each row of x, of each output, and 128 times the sum of each output's weights.
     const float* x_scale;
+    int64_t x_scale_stride;
     const float* w_scale;
     const int32_t* correction;
 };
@@ -49,8 +52,18 @@ void pack_bfloat16(const uint16_t* w_NK, int64_t row_stride, int64_t n, int64_t 
 void pack_int8(const int8_t* w_NK, int64_t row_stride, int64_t n, int64_t k, int8_t* panels, int32_t* correction,
                int num_threads);
 
-// `quantized` has room for M rows of K rounded up to 4, `x_scale` for M.
-void multiply_bfloat16(const Product&, int num_threads);
-void multiply_int8(Product, uint8_t* quantized, float* x_scale, int num_threads);
+// Every thread of a team calls these. Rows of int8 have been quantized.
+void multiply_bfloat16(Team&, const Product&);
+void multiply_int8(Team&, const Product&);
+
+// Rows [first, end) of x in bfloat16 as uint8, each K rounded up to 4 wide, and their scales.
+struct Quantization {
+    const void* x_MK;
+    uint8_t* y_MK;
+    float* scale_M;
+    int64_t x_stride, y_stride, k;
+    int64_t scale_stride;
+};
+void quantize(const Quantization&, int64_t first, int64_t end);
 
 } // namespace alpage

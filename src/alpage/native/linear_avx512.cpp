@@ -50,7 +50,7 @@ struct Int8 {
     }
     ALPAGE_INLINE __m512 value(const Product& p, Sum sum, int64_t row, int64_t column) {
         const __m512i whole = _mm512_sub_epi32(sum, _mm512_loadu_si512(p.correction + column));
-        const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(p.x_scale[row]), _mm512_loadu_ps(p.w_scale + column));
+        const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(p.x_scale[row * p.x_scale_stride]), _mm512_loadu_ps(p.w_scale + column));
         return _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale);
     }
 };

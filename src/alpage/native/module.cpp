@@ -1,6 +1,7 @@
 // module: the Python face, `alpage.native._kernels`. Pointers come in as integers, strides count elements.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -11,9 +12,9 @@
 #include <string>
 #include <vector>
 
-#include "attention.h"
 #include "linear.h"
-#include "threads.h"
+#include "plan.h"
+#include "program.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -70,15 +71,25 @@ Element* at(uintptr_t address) {
     return reinterpret_cast<Element*>(address);
 }
 
+template <class Work>
+void for_each_row(int64_t num_rows, int64_t width, int num_threads, const Work& work,
+                  void (*run)(const Work&, int64_t, int64_t)) {
+    const int64_t part = rows_at_a_time(width);
+    for_each((num_rows + part - 1) / part, num_threads, [&](int64_t i) {
+        run(work, i * part, std::min((i + 1) * part, num_rows));
+    });
+}
+
 void py_store_kv(const std::string& dtype, uintptr_t k_TGK, uintptr_t v_TGK, uintptr_t k_PGSK, uintptr_t v_PGSK,
                  uintptr_t slot_T, int64_t k_token_stride, int64_t k_head_stride, int64_t v_token_stride,
                  int64_t v_head_stride, int64_t page_stride, int64_t num_tokens, int64_t num_pages, int num_kv_heads,
                  int head_dim, int page_size, int num_threads) {
     require(num_kv_heads > 0 && head_dim > 0 && page_size > 0, "an empty page holds nothing");
-    store_kv({dtype_of(dtype), at<>(k_TGK), at<>(v_TGK), at<>(k_PGSK), at<>(v_PGSK), at<int64_t>(slot_T),
-              k_token_stride, k_head_stride, v_token_stride, v_head_stride, page_stride, num_tokens, num_pages,
-              num_kv_heads, head_dim, page_size},
-             num_threads);
+    const KvStore store{dtype_of(dtype), at<>(k_TGK), at<>(v_TGK), at<>(k_PGSK), at<>(v_PGSK), at<int64_t>(slot_T),
+                        k_token_stride, k_head_stride, v_token_stride, v_head_stride, page_stride, num_tokens,
+                        num_pages, num_kv_heads, head_dim, page_size};
+    check_slots(store);
+    for_each_row(num_tokens, 2 * num_kv_heads * head_dim, num_threads, store, store_kv);
 }
 
 void py_paged_attention(const std::string& dtype, uintptr_t q_THK, uintptr_t out_THK, uintptr_t k_PGSK,
@@ -94,24 +105,14 @@ void py_paged_attention(const std::string& dtype, uintptr_t q_THK, uintptr_t out
     require(page_size > 0, "an empty page holds nothing");
     require(!window || *window > 0, "an empty window sees nothing");
     require(scale > 0.0f, "the scale is not positive");
-    paged_attention({dtype_of(dtype), at<>(q_THK), at<>(out_THK), at<>(k_PGSK), at<>(v_PGSK),
+    const Attention attention{dtype_of(dtype), at<>(q_THK), at<>(out_THK), at<>(k_PGSK), at<>(v_PGSK),
                      at<int32_t>(query_start_B1), at<int32_t>(context_B), at<int32_t>(table_BP), q_token_stride,
                      q_head_stride, out_token_stride, out_head_stride, page_stride, table_stride, num_tokens,
                      num_pages, table_width, num_sequences, num_heads, num_kv_heads, head_dim, page_size,
-                     window.value_or(INT_MAX), scale},
-                    choose(isa), num_threads);
-}
-
-// Rows are shared out in parts of about this many numbers: less is not worth waking a thread.
-constexpr int64_t kNumbers = 1 << 15;
-
-template <class Work>
-void for_each_row(int64_t num_rows, int64_t width, int num_threads, const Work& work, 
-                  void (*run)(const Work&, int64_t, int64_t)) {
-    const int64_t part = std::max<int64_t>(1, kNumbers / std::max<int64_t>(1, width));
-    for_each((num_rows + part - 1) / part, num_threads, [&](int64_t i) {
-        run(work, i * part, std::min((i + 1) * part, num_rows));
-    });
+                     window.value_or(INT_MAX), scale};
+    const Isa& chosen = choose(isa);
+    AttentionPlan plan(attention);
+    with_team(num_threads, [&](Team& team) { plan.run(team, attention, chosen); });
 }
 
 const RowKernels& rows_of(const std::string& dtype, const std::optional<std::string>& isa) {
@@ -164,12 +165,83 @@ void py_multiply(uintptr_t x, int64_t x_stride, uintptr_t panels, uintptr_t bias
                  int64_t m, int64_t n, int64_t k, uintptr_t w_scale, uintptr_t correction,
                  uintptr_t quantized, uintptr_t x_scale, int num_threads) {
     require(has_linear(), "this processor has no products of packed weights");
-#if defined(ALPAGE_HAS_LINEAR)
-    const Product product{at<>(x), at<>(panels), at<float>(bias), at<>(y), x_stride, y_stride, m, n, k,
-                          nullptr, at<float>(w_scale), at<int32_t>(correction)};
-    if (w_scale) multiply_int8(product, at<uint8_t>(quantized), at<float>(x_scale), num_threads);
-    else multiply_bfloat16(product, num_threads);
-#endif
+    Product product{at<>(x), at<>(panels), at<float>(bias), at<>(y), x_stride, y_stride, m, n, k,
+                    at<float>(x_scale), 1, at<float>(w_scale), at<int32_t>(correction)};
+    if (!w_scale) return with_team(num_threads, [&](Team& team) { multiply_bfloat16(team, product); });
+    const int64_t width = num_groups(k, 4) * 4;
+    for_each_row(m, k, num_threads, Quantization{at<>(x), at<uint8_t>(quantized), at<float>(x_scale), x_stride, width, k, 1},
+                 quantize);
+    product.x = at<>(quantized);
+    product.x_stride = width;
+    with_team(num_threads, [&](Team& team) { multiply_int8(team, product); });
+}
+
+using PlaceArgument = std::pair<int, int64_t>; // buffer and bytes into each row
+using HeadsArgument = std::pair<int, int>;     // heads and head dim
+
+Place to_place(PlaceArgument p) { return {p.first, p.second}; }
+Heads to_heads(HeadsArgument h) { return {h.first, h.second}; }
+
+void add_program(nb::module_& m) {
+    nb::class_<Program>(m, "Program")
+        .def("__init__",
+             [](Program* self, const std::vector<std::pair<std::optional<int64_t>, int64_t>>& buffers,
+                const std::optional<std::string>& isa) {
+                 std::vector<Buffer> made;
+                 for (const auto& [start, row_bytes] : buffers) made.push_back({start, row_bytes});
+                 new (self) Program(std::move(made), choose(isa));
+             })
+        .def("rms_norm",
+             [](Program& self, PlaceArgument x, PlaceArgument y, uintptr_t weight_D, int64_t d, float eps) {
+                 self.rms_norm(to_place(x), to_place(y), at<>(weight_D), d, eps);
+             })
+        .def("silu_mul", [](Program& self, PlaceArgument both, PlaceArgument y,
+                            int64_t f) { self.silu_mul(to_place(both), to_place(y), f); })
+        .def("add", [](Program& self, PlaceArgument one, PlaceArgument other, PlaceArgument y,
+                       int64_t d) { self.add(to_place(one), to_place(other), to_place(y), d); })
+        .def("rotate", [](Program& self, PlaceArgument x, PlaceArgument turn, PlaceArgument y,
+                          HeadsArgument heads) { self.rotate(to_place(x), to_place(turn), to_place(y), to_heads(heads)); })
+        .def("quantize", [](Program& self, PlaceArgument x, PlaceArgument y, PlaceArgument scale,
+                            int64_t k) { self.quantize(to_place(x), to_place(y), to_place(scale), k); })
+        .def(
+            "multiply",
+            [](Program& self, PlaceArgument x, PlaceArgument y, uintptr_t panels, uintptr_t bias, int64_t n, int64_t k,
+               uintptr_t scale, uintptr_t correction, std::optional<PlaceArgument> x_scale) {
+                require(has_linear(), "this processor has no products of packed weights");
+                const Matrix matrix{at<>(panels), at<float>(bias), n, k, at<float>(scale), at<int32_t>(correction)};
+                self.multiply(to_place(x), to_place(y), matrix,
+                              x_scale ? std::optional(to_place(*x_scale)) : std::nullopt);
+            },
+            "x"_a, "y"_a, "panels"_a, "bias"_a, "n"_a, "k"_a, "scale"_a, "correction"_a, "x_scale"_a.none())
+        .def("store_kv", [](Program& self, PlaceArgument k, PlaceArgument v, int layer,
+                            HeadsArgument heads) { self.store_kv(to_place(k), to_place(v), layer, to_heads(heads)); })
+        .def(
+            "attend",
+            [](Program& self, PlaceArgument q, PlaceArgument y, int layer, HeadsArgument heads, int num_kv_heads,
+               std::optional<int> window, float scale) {
+                require(num_kv_heads > 0 && heads.first % num_kv_heads == 0,
+                        "query heads do not divide among key/value heads");
+                self.attend(to_place(q), to_place(y), layer, to_heads(heads), num_kv_heads, window, scale);
+            },
+            "q"_a, "y"_a, "layer"_a, "heads"_a, "num_kv_heads"_a, "window"_a.none(),
+            "scale"_a)
+        .def(
+            "run",
+            [](const Program& self, int64_t num_tokens, const std::vector<uintptr_t>& outside, uintptr_t arena,
+               uintptr_t kv_L2PGSK, int64_t layer_stride, int64_t value_stride, int64_t page_stride, int64_t num_pages,
+               int page_size, uintptr_t slot_T, uintptr_t query_start_B1, uintptr_t context_B, uintptr_t table_BP,
+               int64_t table_stride, int64_t table_width, int num_sequences, int num_threads) {
+                StepData data{num_tokens, {}, at<char>(arena), at<char>(kv_L2PGSK), layer_stride, value_stride,
+                              page_stride, num_pages, page_size, at<int64_t>(slot_T), at<int32_t>(query_start_B1),
+                              at<int32_t>(context_B), at<int32_t>(table_BP), table_stride, table_width,
+                              num_sequences};
+                for (uintptr_t address : outside) data.outside.push_back(at<char>(address));
+                self.run(data, num_threads);
+            },
+            nb::call_guard<nb::gil_scoped_release>(), nb::kw_only(), "num_tokens"_a, "outside"_a, "arena"_a,
+            "kv_L2PGSK"_a, "layer_stride"_a, "value_stride"_a, "page_stride"_a, "num_pages"_a, "page_size"_a,
+            "slot_T"_a, "query_start_B1"_a, "context_B"_a, "table_BP"_a, "table_stride"_a, "table_width"_a,
+            "num_sequences"_a, "num_threads"_a);
 }
 
 } // namespace
@@ -196,4 +268,5 @@ NB_MODULE(_kernels, m) {
     m.def("pack_bfloat16", alpage::py_pack_bfloat16, free_gil);
     m.def("pack_int8", alpage::py_pack_int8, free_gil);
     m.def("multiply", alpage::py_multiply, free_gil);
+    alpage::add_program(m);
 }

@@ -1,4 +1,4 @@
-// plan: cut a step's attention into tiles and run them on the threads of the OpenMP runtime that torch has loaded.
+// plan: see plan.h.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -7,8 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "attention.h"
-#include "threads.h"
+#include "plan.h"
 
 namespace alpage {
 namespace {
@@ -57,10 +56,13 @@ struct Item {
     static constexpr int whole = -1;
 };
 
-struct Plan {
+} // namespace
+
+struct AttentionPlan::Parts {
     std::vector<Item> items;
     std::vector<Shared> shared;
     int64_t num_partials = 0; // floats
+    std::unique_ptr<float[]> partials;
 
     void add(const Attention& a, const Tile& tile, bool is_split) {
         if (!is_split || tile.end_split - tile.first_split == 1) {
@@ -78,8 +80,7 @@ struct Plan {
     }
 };
 
-Plan make_plan(const Attention& a) {
-    Plan plan;
+AttentionPlan::AttentionPlan(const Attention& a) : parts_(new Parts) {
     const int group = a.num_heads / a.num_kv_heads;
     for (int sequence = 0; sequence < a.num_sequences; ++sequence) {
         const Rows rows = rows_of(a, sequence);
@@ -93,49 +94,49 @@ Plan make_plan(const Attention& a) {
                 const int oldest = first_key(a, rows.past + row / group);
                 const int newest = rows.past + (end - 1) / group;
                 const int first_split = oldest / kSplitKeys, end_split = newest / kSplitKeys + 1;
-                plan.add(a, {sequence, kv_head, row, end - row, first_split, end_split}, is_split);
+                parts_->add(a, {sequence, kv_head, row, end - row, first_split, end_split}, is_split);
             }
     }
-    return plan;
+    parts_->partials.reset(new float[parts_->num_partials]);
 }
 
-} // namespace
+AttentionPlan::~AttentionPlan() = default;
 
-void paged_attention(const Attention& a, const Isa& isa, int num_threads) {
+void AttentionPlan::run(Team& team, const Attention& a, const Isa& isa) {
     const Kernels& kernels = isa.kernels[static_cast<int>(a.dtype)];
-    Plan plan = make_plan(a);
-    const std::unique_ptr<float[]> partials(new float[plan.num_partials]);
-    const int64_t num_items = plan.items.size();
-    for_each(num_items, num_threads, [&](int64_t i) {
+    const int64_t num_items = parts_->items.size();
+    team.share(num_items, [&](int64_t i) {
         // From the end: a prompt's last rows see the most keys, and long work comes first.
-        const Item& item = plan.items[num_items - 1 - i];
+        const Item& item = parts_->items[num_items - 1 - i];
         if (item.shared == Item::whole) return kernels.attend(a, item.tile);
-        Shared& shared = plan.shared[item.shared];
-        float* first = partials.get() + shared.first_partial;
+        Shared& shared = parts_->shared[item.shared];
+        float* first = parts_->partials.get() + shared.first_partial;
         const int64_t size = softmax_floats(item.tile.num_rows, a.head_dim);
         kernels.attend_split(a, item.tile, first + (item.tile.first_split - shared.tile.first_split) * size);
-        if (shared.num_left.fetch_sub(1, std::memory_order_acq_rel) == 1) kernels.join_splits(a, shared.tile, first);
+        if (shared.num_left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+        kernels.join_splits(a, shared.tile, first);
+        shared.num_left.store(shared.tile.end_split - shared.tile.first_split, std::memory_order_relaxed);
     });
 }
 
-void store_kv(const KvStore& s, int num_threads) {
+void check_slots(const KvStore& s) {
     for (int64_t t = 0; t < s.num_tokens; ++t)
         if (s.slot_T[t] < 0 || s.slot_T[t] >= s.num_pages * s.page_size)
             refuse("slot", s.slot_T[t], s.num_pages * s.page_size);
+}
+
+void store_kv(const KvStore& s, int64_t first, int64_t end) {
     const int64_t element = s.dtype == Dtype::float32 ? 4 : 2, row = s.head_dim * element;
-    constexpr int64_t kTokens = 64; // less is not worth waking a thread
-    for_each((s.num_tokens + kTokens - 1) / kTokens, num_threads, [&](int64_t i) {
-        for (int64_t t = i * kTokens; t < std::min((i + 1) * kTokens, s.num_tokens); ++t) {
-            const int64_t page = s.slot_T[t] / s.page_size, place = s.slot_T[t] % s.page_size;
-            for (int64_t g = 0; g < s.num_kv_heads; ++g) {
-                const int64_t to = (page * s.page_stride + (g * s.page_size + place) * s.head_dim) * element;
-                const int64_t k = (t * s.k_token_stride + g * s.k_head_stride) * element;
-                const int64_t v = (t * s.v_token_stride + g * s.v_head_stride) * element;
-                std::memcpy(static_cast<char*>(s.k_PGSK) + to, static_cast<const char*>(s.k_TGK) + k, row);
-                std::memcpy(static_cast<char*>(s.v_PGSK) + to, static_cast<const char*>(s.v_TGK) + v, row);
-            }
+    for (int64_t t = first; t < end; ++t) {
+        const int64_t page = s.slot_T[t] / s.page_size, place = s.slot_T[t] % s.page_size;
+        for (int64_t g = 0; g < s.num_kv_heads; ++g) {
+            const int64_t to = (page * s.page_stride + (g * s.page_size + place) * s.head_dim) * element;
+            const int64_t k = (t * s.k_token_stride + g * s.k_head_stride) * element;
+            const int64_t v = (t * s.v_token_stride + g * s.v_head_stride) * element;
+            std::memcpy(static_cast<char*>(s.k_PGSK) + to, static_cast<const char*>(s.k_TGK) + k, row);
+            std::memcpy(static_cast<char*>(s.v_PGSK) + to, static_cast<const char*>(s.v_TGK) + v, row);
         }
-    });
+    }
 }
 
 } // namespace alpage

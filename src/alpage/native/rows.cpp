@@ -86,7 +86,20 @@ void rotate(const Rotation& r, int64_t first, int64_t end) {
 }
 
 template <class T>
-constexpr RowKernels kRows{rms_norm<T>, silu_mul<T>, rotate<T>};
+void add(const Sum& s, int64_t first, int64_t end) {
+    for (int64_t row = first; row < end; ++row) {
+        const T* one = static_cast<const T*>(s.one_MD) + row * s.one_stride;
+        const T* other = static_cast<const T*>(s.other_MD) + row * s.other_stride;
+        T* y = static_cast<T*>(s.y_MD) + row * s.y_stride;
+        for (int64_t i = 0; i < s.d; i += kLanes) {
+            const int64_t left = s.d - i;
+            store_part(y + i, load_part(one + i, left) + load_part(other + i, left), left);
+        }
+    }
+}
+
+template <class T>
+constexpr RowKernels kRows{rms_norm<T>, silu_mul<T>, rotate<T>, add<T>};
 
 } // namespace
 } // namespace alpage::ALPAGE_ISA

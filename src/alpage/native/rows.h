@@ -7,6 +7,9 @@
 
 namespace alpage {
 
+// Rows that are worth waking a thread for, by the numbers in one.
+constexpr int64_t rows_at_a_time(int64_t width) { return width > 1 << 14 ? 1 : (1 << 15) / (width ? width : 1); }
+
 struct RmsNorm {
     const void* x_MD;
     const void* weight_D;
@@ -34,10 +37,19 @@ struct Rotation {
     int num_heads, head_dim;
 };
 
+struct Sum {
+    const void* one_MD;
+    const void* other_MD;
+    void* y_MD;
+    int64_t one_stride, other_stride, y_stride;
+    int64_t m, d;
+};
+
 struct RowKernels {
     void (*rms_norm)(const RmsNorm&, int64_t first, int64_t end);
     void (*silu_mul)(const SiluMul&, int64_t first, int64_t end);
     void (*rotate)(const Rotation&, int64_t first, int64_t end);
+    void (*add)(const Sum&, int64_t first, int64_t end);
 };
 
 // By Dtype.

@@ -15,6 +15,7 @@ from typing import Any, Protocol, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from alpage.errors import InvalidValue, Unsupported
 from alpage.ops.kv import KvPool, PagedStep
@@ -73,13 +74,13 @@ class PagedKV:
     """The past of all sequences of a step, layer by layer."""
 
     def __init__(self, pool: KvPool, step: PagedStep, backend: Backend) -> None:
-        self._pool = pool
-        self._step = step
+        self.pool = pool
+        self.step = step
         self._backend = backend
         self._plan = backend.plan(step, pool.page_size) if step.num_queries else None
 
     def __getitem__(self, layer: int) -> PagedLayer:
-        return PagedLayer(self._pool.layers[layer], self._step, self._plan, self._backend)
+        return PagedLayer(self.pool.layers[layer], self.step, self._plan, self._backend)
 
 
 def attention(
@@ -98,6 +99,8 @@ def attention(
     Returns:
         A tensor of q's shape.
     """
+    if has_torch_function_unary(q):
+        return handle_torch_function(attention, (q,), q, k, v, kv, window=window)
     if kv is None:
         return _dense(q, k, v, window)
     num_tokens = len(kv.step.slot_T)
@@ -111,6 +114,11 @@ def attention(
         return q
     kv.backend.store(k, v, kv)
     return kv.backend.attend(q, kv, window)
+
+
+def scale_of(q_THK: Tensor) -> float:
+    """Return what scores are multiplied with: 1/sqrt(K)."""
+    return float(q_THK.shape[-1] ** -0.5)
 
 
 def _dense(q_BLHK: Tensor, k_BLGK: Tensor, v_BLGK: Tensor, window: int | None) -> Tensor:

@@ -8,7 +8,7 @@ from typing import final
 from torch import Tensor
 
 from alpage import native
-from alpage.ops.attention import AttentionSpec, PagedLayer
+from alpage.ops.attention import AttentionSpec, PagedLayer, scale_of
 from alpage.ops.kv import PagedStep
 
 
@@ -40,7 +40,6 @@ class Native:
     def attend(self, q_THK: Tensor, layer: PagedLayer, window: int | None) -> Tensor:
         """Attend to the pages in place."""
         assert self._kernels is not None, "a backend is asked what it supports before it runs"
-        scale = q_THK.shape[-1] ** -0.5
         return self._kernels.paged_attention(
-            q_THK, layer.kv_2PGSK, layer.step, scale=scale, window=window
+            q_THK, layer.kv_2PGSK, layer.step, scale=scale_of(q_THK), window=window
         )

@@ -5,9 +5,10 @@ Dims: N features out (rows), K features in.
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from alpage import native
-from alpage.native import PackedWeight, linear
+from alpage.native import PackedWeight
 
 __all__ = ["PackedWeight", "linear", "packed"]
 
@@ -25,3 +26,10 @@ def packed(weight_NK: Tensor, scale_N: Tensor | None = None) -> PackedWeight | N
     if scale_N is None:
         return native.pack(weight_NK)
     return native.pack_int8(weight_NK, scale_N.float())
+
+
+def linear(x: Tensor, weight: PackedWeight, bias_N: Tensor | None = None) -> Tensor:
+    """Return x [..., K] times a packed weight, plus a bias of float32: [..., N], bfloat16."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(linear, (x,), x, weight, bias_N)
+    return native.linear(x, weight, bias_N)

@@ -10,6 +10,7 @@ from alpage.errors import AlpageError, BadCheckpoint
 from alpage.hardware import available_memory_bytes
 from alpage.models import Checkpoint, Model, Tokenizer, load
 from alpage.ops import AttentionSpec, Backend, KvPool, backends, select
+from alpage.ops.program import Program
 from alpage.serve.allocation import allocating
 from alpage.serve.config import EngineConfig
 from alpage.serve.engine import Engine
@@ -107,7 +108,7 @@ def assemble(
         remedy="Lower kv_memory, swap_memory, max_num_seqs or max_model_len",
     ):
         runner = Runner(
-            [View(model=model)],
+            [View(model=model, program=_program(model, backend, dtype))],
             _kv_pool(sizes.num_pages, config.page_size, shape, dtype, device),
             _kv_pool(sizes.num_host_pages, config.page_size, shape, dtype, torch.device("cpu")),
             backend,
@@ -115,6 +116,11 @@ def assemble(
         )
     intake = _intake(sizes, shape, eos_ids, tokenizer, config)
     return _engine(runner, intake, sizes, shape, config, device)
+
+
+def _program(model: Model, backend: Backend, dtype: torch.dtype) -> Program | None:
+    """Return the blocks in one call, where attention is by the same kernels."""
+    return model.program() if backend.name == "native" and dtype == torch.bfloat16 else None
 
 
 def tokenizer_or_none(checkpoint: Checkpoint) -> Tokenizer | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from alpage.models import Model
 from alpage.ops.attention import Backend, PagedKV
 from alpage.ops.kv import KvPool
+from alpage.ops.program import Program
 from alpage.partition import Pipe
 from alpage.serve.batch import Batch, Move, Row
 from alpage.serve.home import Home
@@ -34,11 +35,20 @@ class View:
         model: the views of a runner share its weights.
         min_tokens: steps of fewer tokens run in another view.
         num_token_shards: parts that a step's tokens are cut into.
+        program: its blocks in one call; None: one by one.
     """
 
     model: Model
     min_tokens: int = 0
     num_token_shards: int = 1
+    program: Program | None = None
+
+    def through(self, x_TD: Tensor, position_T: Tensor, kv: PagedKV) -> Tensor:
+        """Run the blocks."""
+        turn_TK = self.model.turns(position_T)
+        if self.program is None or turn_TK is None:
+            return self.model.through_blocks(x_TD, turn_TK, kv)
+        return self.program(x_TD, turn_TK, kv)
 
 
 @final
@@ -145,7 +155,7 @@ class Runner(Runs):
                 width = model.sharder.share("R", model.shape.d_model)
                 x_TD = self._pipe.receive(num_here, width)
             kv = PagedKV(self.pool, inputs.step, self._backend)
-            x_TD = model.through(x_TD, inputs.position_T, kv)
+            x_TD = view.through(x_TD, inputs.position_T, kv)
             if self._pipe.is_last:
                 yield rows, model, model.leave(x_TD)
             else:
