@@ -7,13 +7,14 @@ May import: torch. Nothing is loaded before the first call.
 from alpage.native.kernels import Kernels, Step, load, unavailable_reason
 from alpage.native.packed import PackedWeight, has_linear, linear, pack, pack_int8
 from alpage.native.program import NativeProgram
-from alpage.native.rows import rms_norm, rotate, silu_mul
+from alpage.native.rows import draw, rms_norm, rotate, silu_mul
 
 __all__ = [
     "Kernels",
     "NativeProgram",
     "PackedWeight",
     "Step",
+    "draw",
     "has_linear",
     "linear",
     "load",

@@ -355,4 +355,5 @@ const alpage::Isa alpage::ALPAGE_JOIN(isa_, ALPAGE_ISA){
     ALPAGE_TEXT(ALPAGE_ISA),
     {alpage::ALPAGE_ISA::kKernels<float>, alpage::ALPAGE_ISA::kKernels<alpage::ALPAGE_ISA::bfloat16>},
     alpage::ALPAGE_JOIN(rows_, ALPAGE_ISA),
+    alpage::ALPAGE_JOIN(draw_, ALPAGE_ISA),
 };

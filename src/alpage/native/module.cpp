@@ -112,7 +112,7 @@ void py_paged_attention(const std::string& dtype, uintptr_t q_THK, uintptr_t out
                      window.value_or(INT_MAX), scale};
     const Isa& chosen = choose(isa);
     AttentionPlan plan(attention);
-    with_team(num_threads, [&](Team& team) { plan.run(team, attention, chosen); });
+    with_team(num_threads, 1, [&](Team& team) { plan.run(team, attention, chosen); });
 }
 
 const RowKernels& rows_of(const std::string& dtype, const std::optional<std::string>& isa) {
@@ -142,6 +142,14 @@ void py_rotate(const std::string& dtype, uintptr_t x, int64_t x_token_stride, in
                  rows_of(dtype, isa).rotate);
 }
 
+void py_draw(const std::string& dtype, uintptr_t logits, int64_t stride, int64_t r, int64_t v, uintptr_t temperature,
+             uintptr_t key, uintptr_t token, int num_threads, const std::optional<std::string>& isa) {
+    require(v > 0, "there is nothing to draw from");
+    for_each_row(r, v, num_threads,
+                 Draw{at<>(logits), stride, v, at<float>(temperature), at<int64_t>(key), at<int64_t>(token)},
+                 choose(isa).draw[static_cast<int>(dtype_of(dtype))]);
+}
+
 bool has_linear() {
 #if defined(ALPAGE_HAS_LINEAR)
     return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
@@ -167,13 +175,13 @@ void py_multiply(uintptr_t x, int64_t x_stride, uintptr_t panels, uintptr_t bias
     require(has_linear(), "this processor has no products of packed weights");
     Product product{at<>(x), at<>(panels), at<float>(bias), at<>(y), x_stride, y_stride, m, n, k,
                     at<float>(x_scale), 1, at<float>(w_scale), at<int32_t>(correction)};
-    if (!w_scale) return with_team(num_threads, [&](Team& team) { multiply_bfloat16(team, product); });
+    if (!w_scale) return with_team(num_threads, 1, [&](Team& team) { multiply_bfloat16(team, product); });
     const int64_t width = num_groups(k, 4) * 4;
     for_each_row(m, k, num_threads, Quantization{at<>(x), at<uint8_t>(quantized), at<float>(x_scale), x_stride, width, k, 1},
                  quantize);
     product.x = at<>(quantized);
     product.x_stride = width;
-    with_team(num_threads, [&](Team& team) { multiply_int8(team, product); });
+    with_team(num_threads, 1, [&](Team& team) { multiply_int8(team, product); });
 }
 
 using PlaceArgument = std::pair<int, int64_t>; // buffer and bytes into each row
@@ -263,6 +271,7 @@ NB_MODULE(_kernels, m) {
     m.def("rms_norm", alpage::py_rms_norm, free_gil);
     m.def("silu_mul", alpage::py_silu_mul, free_gil);
     m.def("rotate", alpage::py_rotate, free_gil);
+    m.def("draw", alpage::py_draw, free_gil);
     m.attr("panel") = alpage::kPanel;
     m.def("has_linear", alpage::has_linear);
     m.def("pack_bfloat16", alpage::py_pack_bfloat16, free_gil);

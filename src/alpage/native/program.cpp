@@ -170,7 +170,7 @@ void Program::run(const StepData& data, int num_threads) const {
             window, std::make_unique<AttentionPlan>(frame.attention(heads.first, heads.second, window)));
         check_slots(frame.store(0, {heads.second, heads.first.head_dim}));
     }
-    with_team(num_threads, [&](Team& team) {
+    with_team(num_threads, stages_.size(), [&](Team& team) {
         for (const Stage& stage : stages_) {
             if (stage.whole) {
                 stage.whole(team, frame);

@@ -77,7 +77,7 @@ class Program {
     struct Frame;
     using OfRows = std::function<void(const Frame&, int64_t first, int64_t end)>;
     using OfTeam = std::function<void(Team&, const Frame&)>;
-    // Either a chain of operations on rows, or one operation.
+    // Either a chain of operations on rows, or one operation: work that is shared out once.
     struct Stage {
         std::vector<OfRows> chain;
         int64_t width = 0; // numbers in a row of the chain

@@ -1,4 +1,4 @@
-"""Rows: norms, gates and rotary turns by our own kernels, in one pass over memory each.
+"""Rows: norms, gates, rotary turns and draws by our own kernels, in one pass over memory each.
 
 Arithmetic is of float32 and rounded once. Dims: M rows (tokens), D features, F half of them, H
 heads, K head dim.
@@ -73,6 +73,37 @@ def rotate(x_MHK: Tensor, turn_MK: Tensor, *, isa: str | None = None) -> Tensor:
         isa,
     )
     return y_MHK
+
+
+def draw(
+    logits_RV: Tensor, temperature_R: Tensor, key_R: Tensor, *, isa: str | None = None
+) -> Tensor:
+    """Return tokens_R, int64: the likeliest where the temperature is 0, else drawn by probability.
+
+    Args:
+        logits_RV: the last dim is dense.
+        temperature_R: float32.
+        key_R: int64, see `alpage.ops.sampling.keys`.
+        isa: an instruction set by name; None: the best.
+    """
+    num_rows, num_tokens = logits_RV.shape
+    assert logits_RV.stride(1) == temperature_R.stride(0) == key_R.stride(0) == 1
+    assert temperature_R.dtype == torch.float32
+    assert key_R.dtype == torch.int64
+    token_R = torch.empty(num_rows, dtype=torch.int64)
+    _module().draw(
+        DTYPES[logits_RV.dtype],
+        logits_RV.data_ptr(),
+        logits_RV.stride(0),
+        num_rows,
+        num_tokens,
+        temperature_R.data_ptr(),
+        key_R.data_ptr(),
+        token_R.data_ptr(),
+        torch.get_num_threads(),
+        isa,
+    )
+    return token_R
 
 
 def _rows(x: Tensor) -> Tensor:

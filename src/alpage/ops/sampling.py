@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alpage import native
+
 # Candidates that are sorted before a row's whole vocabulary is, if they do not decide it.
 _NUM_CANDIDATES = 256
 # Rows of the vocabulary that get their noise at a time.
@@ -54,20 +56,31 @@ def draw(logits_RV: Tensor, params: DrawParams) -> Tensor:
     winner only if the two largest sums are as close as that (ADR 0008).
 
     Args:
-        logits_RV: float32.
+        logits_RV: as the model gave them, or float32.
         params: one entry a row.
     """
-    token_R = logits_RV.argmax(-1)
-    random_R = params.temperature_R > 0
-    if not random_R.any():
-        return token_R
     is_cut_R = (params.top_k_R < logits_RV.shape[-1]) | (params.top_p_R < 1) | (params.min_p_R > 0)
-    for row_R, draw_rows in ((random_R & ~is_cut_R, _draw_whole), (random_R & is_cut_R, _draw_cut)):
-        rows = row_R.nonzero()[:, 0]
-        if len(rows):
-            chosen = _select(params, rows)
-            scaled_RV = logits_RV[rows] / chosen.temperature_R[:, None]
-            token_R[rows] = draw_rows(scaled_RV, chosen)
+    is_cut_R &= params.temperature_R > 0
+    token_R = _draw_uncut(logits_RV, params)
+    if is_cut_R.any():
+        rows = is_cut_R.nonzero()[:, 0]
+        chosen = _select(params, rows)
+        scaled_RV = logits_RV[rows].float() / chosen.temperature_R[:, None]
+        token_R[rows] = _draw_cut(scaled_RV, chosen)
+    return token_R
+
+
+def _draw_uncut(logits_RV: Tensor, params: DrawParams) -> Tensor:
+    """Draw as if nothing was cut, by our kernels where these serve."""
+    is_on_cpu = logits_RV.device.type == "cpu"
+    if is_on_cpu and logits_RV.dtype in (torch.float32, torch.bfloat16) and native.load():
+        return native.draw(logits_RV, params.temperature_R, params.key_R)
+    logits_RV = logits_RV.float()
+    token_R = logits_RV.argmax(-1)
+    rows = (params.temperature_R > 0).nonzero()[:, 0]
+    if len(rows):
+        chosen = _select(params, rows)
+        token_R[rows] = _draw_whole(logits_RV[rows] / chosen.temperature_R[:, None], chosen)
     return token_R
 
 
@@ -151,10 +164,11 @@ def rank_logprobs(logits_RV: Tensor, token_R: Tensor, num_top: int) -> RankedLog
     """Return natural log-probabilities of given tokens and of the `num_top` likeliest ones.
 
     Args:
-        logits_RV: float32, as the model gave them.
+        logits_RV: as the model gave them.
         token_R: a token of each row.
         num_top: N, may be 0.
     """
+    logits_RV = logits_RV.float()
     total_R1 = logits_RV.logsumexp(-1, keepdim=True)
     logit_R1 = logits_RV.gather(1, token_R[:, None])
     top_logit_RN, top_id_RN = logits_RV.topk(num_top)

@@ -22,7 +22,7 @@ def adjust(logits_RV: Tensor, rows: Sequence[Row], slots: Slots) -> Tensor:
     row_A = np.flatnonzero(slots.is_adjusted_N[slot_R])
     if not len(row_A):
         return logits_RV
-    logits_RV = logits_RV.clone()
+    logits_RV = logits_RV.to(torch.float32, copy=True)
     context_R = np.array([row.context for row in rows])
     row_P = row_A[slots.is_penalized_N[slot_R[row_A]]]
     if len(row_P):

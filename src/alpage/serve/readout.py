@@ -85,7 +85,7 @@ class Readout:
 
 def _logits(model: Model, x_TD: Tensor, places: Sequence[int]) -> Tensor:
     place_R = torch.tensor(places, device=x_TD.device)
-    return model.logits(model.sharder.rows(x_TD, place_R)).float()
+    return model.logits(model.sharder.rows(x_TD, place_R))
 
 
 def _prompt_rows(rows: Sequence[Row]) -> Iterator[tuple[int, range]]:

@@ -22,7 +22,7 @@ def sample(logits_RV: Tensor, rows: Sequence[Row], slots: Slots) -> list[RowResu
     """Return each row's draws.
 
     Args:
-        logits_RV: float32, behind the last token of each row.
+        logits_RV: as the model gave them, behind the last token of each row.
         rows: R rows with `num_draws` > 0.
         slots: the rows' state.
     """
@@ -37,8 +37,8 @@ def sample(logits_RV: Tensor, rows: Sequence[Row], slots: Slots) -> list[RowResu
             results[r] = RowResult(tokens=tuple(tokens[r]), logprobs=tuple(logprobs.get(r, ())))
     for r, rule in enumerate(rules):
         if r not in results:
-            total = logits_RV[r].logsumexp(-1)
-            top = adjusted_RV[r].topk(min(rule.num_candidates, logits_RV.shape[-1]))
+            total = logits_RV[r].float().logsumexp(-1)
+            top = adjusted_RV[r].float().topk(min(rule.num_candidates, logits_RV.shape[-1]))
             scores = (top.values - total).tolist()
             results[r] = RowResult(candidates=tuple(zip(top.indices.tolist(), scores, strict=True)))
     return [results[r] for r in range(len(rows))]
