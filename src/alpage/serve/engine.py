@@ -37,12 +37,20 @@ class Engine(Serves):
         scheduler: decides steps.
         runner: makes them.
         intake: makes the requests.
+
+    Attributes:
+        num_steps: that were made.
+        num_computed_tokens: in them, of prompts and answers.
+        num_drawn_tokens: that came of them.
     """
 
     def __init__(self, scheduler: Scheduler, runner: Runs, intake: Intake) -> None:
         super().__init__(intake)
         self.scheduler = scheduler
         self.runner = runner
+        self.num_steps = 0
+        self.num_computed_tokens = 0
+        self.num_drawn_tokens = 0
         self._requests: dict[str, Request] = {}
         self._flight: _Flight | None = None
 
@@ -140,6 +148,9 @@ class Engine(Serves):
     def _commit(self, flight: _Flight, results: Seq[RowResult]) -> list[Request]:
         """Give every request what its rows drew, unless it was aborted meanwhile."""
         now_s = self.intake.clock()
+        self.num_steps += 1
+        self.num_computed_tokens += flight.batch.num_tokens
+        self.num_drawn_tokens += sum(row.num_draws for row in flight.batch.rows)
         by_request: dict[str, list[tuple[Row, RowResult]]] = {}
         for row, result in zip(flight.batch.rows, results, strict=True):
             by_request.setdefault(row.request_id, []).append((row, result))

@@ -87,6 +87,16 @@ class Scheduler:
         """Requests that have been admitted and are not finished."""
         return len(self._admitted)
 
+    @property
+    def waiting(self) -> Seq[Group]:
+        """Requests that have not been admitted yet, in the order of service."""
+        return self._queue
+
+    @property
+    def running(self) -> Seq[Group]:
+        """Requests that have been admitted and are not finished, in the order of service."""
+        return self._admitted
+
     def add(self, group: Group) -> None:
         """Queue a request; the caller has checked that its pages and slots exist."""
         bisect.insort(self._queue, group, key=_key)

@@ -11,7 +11,9 @@ from alpage.serve.http.answers import Answer
 from alpage.serve.http.bodies import Bodies
 from alpage.serve.http.events import EventStream, waiting
 from alpage.serve.http.guard import Guard
+from alpage.serve.http.live import add_live
 from alpage.serve.http.openapi import body_of
+from alpage.serve.http.page_files import add_page
 from alpage.serve.http.refusals import Refusal, draining, failed, lost, refusal_of
 from alpage.serve.http.replies import ModelList
 from alpage.serve.http.schema import (
@@ -41,6 +43,8 @@ def make_app(service: Service) -> FastAPI:
     _add_models(app, service)
     _add_generation(app, service)
     _add_tokens(app, service)
+    add_live(app, service)
+    add_page(app)
     return app
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import Final, Literal, TypeAlias, final
+from typing import Final, Literal, TypeAlias, TypeVar, final
 
 from alpage.errors import AlpageError, RankLost
 from alpage.serve.http.refusals import (
@@ -28,6 +28,7 @@ from alpage.serve.http.ticket import Ask, Piece, Ticket
 from alpage.serve.request import Request
 from alpage.serve.serves import Serves
 
+_T = TypeVar("_T")
 State: TypeAlias = Literal["running", "stalled", "lost", "draining"]
 
 _LOG: Final = logging.getLogger(__name__)
@@ -127,6 +128,19 @@ class EngineLoop:
         self._inbox.put(partial(self._take, ticket))
         return ticket
 
+    async def ask(self, question: Callable[[Serves], _T]) -> _T:
+        """Return what a question that changes nothing finds out of the engine, between two steps.
+
+        Raises:
+            Refusal: the engine is lost.
+        """
+        if self._is_lost:
+            raise lost()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[_T] = loop.create_future()
+        self._inbox.put(partial(self._answer, question, answer, loop))
+        return await answer
+
     def refuse_all(self) -> None:
         """Answer everything that is under way with an error, now."""
         for ticket in tuple(self._tickets):
@@ -204,6 +218,20 @@ class EngineLoop:
             self._engine.take(request)
             self._entries[request.request_id] = _Entry(request, ticket, number)
         self._say(ticket, ticket.accept)
+
+    def _answer(
+        self,
+        question: Callable[[Serves], _T],
+        answer: asyncio.Future[_T],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Answer whoever asked; a question that fails is no harm to the engine."""
+        try:
+            tell = partial(answer.set_result, question(self._engine))
+        except Exception as error:  # noqa: BLE001 - it is raised where it was asked
+            tell = partial(answer.set_exception, error)
+        # Whoever asked may have gone.
+        self._call(loop, lambda: None if answer.done() else tell())
 
     def _drop(self, ticket: Ticket) -> None:
         """Abort what is left of a ticket; its pages are free at once."""

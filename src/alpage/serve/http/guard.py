@@ -9,8 +9,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alpage.serve.http.refusals import Refusal
 
-# What asks whether the server lives has no key.
-_OPEN_PATHS: Final = frozenset({"/health", "/ready"})
+# What asks whether the server lives has no key, and a browser has none before it has the page.
+_OPEN_PATHS: Final = frozenset({"/health", "/ready", "/"})
+_OPEN_FOLDER: Final = "/page/"
 
 
 @final
@@ -38,7 +39,9 @@ class Guard:
                 message["headers"] = [*message["headers"], (b"x-request-id", name)]
             await send(message)
 
-        if scope["path"] in _OPEN_PATHS or self._is_known(scope):
+        path = scope["path"]
+        is_open = path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
+        if is_open or self._is_known(scope):
             await self._app(scope, receive, send_named)
             return
         await _unknown().__call__(scope, receive, send_named)
