@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpage.serve.live import CACHED, HOLDERS, NUM_COLUMNS, OWNER, TOKENS, changes, look, page_cells
-from fleet_of_fakes import FakeRunner, make_engine, make_fleet, make_intake
 from alpage.serve.params import SamplingParams
+from fleet_of_fakes import FakeRunner, make_engine, make_fleet, make_intake
 from simulated_kv import RandomDraw, Simulation
 
 
