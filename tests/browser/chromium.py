@@ -1,6 +1,7 @@
 """Chromium: a headless browser at the end of two pipes, which speak its DevTools protocol."""
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DEADLINE_S = 60.0
+DEADLINE_S = 20.0
 _OPTIONS = (
     "--headless",
     "--no-sandbox",
@@ -32,11 +33,11 @@ class Browser:
     """A page in a browser, and everything that it complained of."""
 
     def __init__(self, home: Path) -> None:
-        # The browser reads from its descriptor 3 and writes to 4.
-        theirs_in, self._out = os.pipe()
-        self._in, theirs_out = os.pipe()
+        # The browser reads from its descriptor 3 and writes to 4: ours must be others.
+        theirs_in, self._out = map(_high, os.pipe())
+        self._in, theirs_out = map(_high, os.pipe())
         join = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
-        command = ["sh", "-c", join, PROGRAM, *_OPTIONS, f"--user-data-dir={home}", "about:blank"]
+        command = ["bash", "-c", join, PROGRAM, *_OPTIONS, f"--user-data-dir={home}", "about:blank"]
         self._program = subprocess.Popen(
             command,
             pass_fds=(theirs_in, theirs_out),
@@ -50,6 +51,9 @@ class Browser:
         self._number = 0
         self._session: str | None = None
         self.complaints: list[str] = []
+
+    def attach(self) -> None:
+        """Take hold of the page that the browser begins with."""
         targets = self.call("Target.getTargets")["targetInfos"]
         target = next(each["targetId"] for each in targets if each["type"] == "page")
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
@@ -94,9 +98,9 @@ class Browser:
         return result["result"].get("value")
 
     def until(self, script: str) -> Any:
-        """Wait until an expression is true; return it."""
+        """Wait until an expression is true; return it. An element is true, and comes as {}."""
         end_s = time.monotonic() + DEADLINE_S
-        while not (value := self.run(script)):
+        while (value := self.run(script)) in (None, False, 0, ""):
             assert time.monotonic() < end_s, f"never came: {script}"
             time.sleep(0.05)
         return value
@@ -144,11 +148,19 @@ class Browser:
         return said
 
 
+def _high(descriptor: int) -> int:
+    """Return the same pipe under a number that is not taken for another."""
+    high = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    os.close(descriptor)
+    return high
+
+
 @contextmanager
 def browser(home: Path) -> Iterator[Browser]:
     """A browser that is gone afterwards."""
     found = Browser(home)
     try:
+        found.attach()
         yield found
     finally:
         found.close()

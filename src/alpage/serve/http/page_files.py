@@ -61,10 +61,11 @@ def page_files() -> dict[str, PageFile]:
 def add_page(app: FastAPI) -> None:
     """Add the routes of the page. They know names, not paths: nothing else can be asked for."""
     parts = page_files()
+    first = parts.pop(_INDEX)
 
     @app.get("/", include_in_schema=False)
     async def index(request: Request) -> Response:
-        return parts[_INDEX].answer(request)
+        return first.answer(request)
 
     @app.get("/page/{name}", include_in_schema=False)
     async def part(name: str, request: Request) -> Response:

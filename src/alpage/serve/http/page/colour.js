@@ -1,10 +1,12 @@
 // Colour: what a request looks like, by its number alone.
 
-// Hues a golden angle apart: neighbours differ, and none comes back soon.
-const GOLDEN_DEGREES = 137.508;
+// Each next hue lies in the widest gap that those before have left. Reds are kept for evictions.
+const GOLDEN = 0.618034;
+const FIRST_HUE = 75;
+const NUM_HUES = 265;
 const known = new Map();
 
-const hue = (number) => ((150 + (number - 1) * GOLDEN_DEGREES) % 360).toFixed(1);
+const hue = (number) => (FIRST_HUE + ((0.3 + number * GOLDEN) % 1) * NUM_HUES).toFixed(1);
 
 // `bright` for what is filled, `deep` for what a page has room for still.
 export function colours(number) {

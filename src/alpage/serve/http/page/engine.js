@@ -8,7 +8,7 @@ import { Sparkline } from "./sparkline.js";
 
 const NUM_SAMPLES = 120;
 const RATE_WINDOW_S = 1;
-const DOES = { prompt: "reads", decode: "writes", preempted: "pushed out", swapped: "swapped out", waiting: "waits" };
+const STATES = { prompt: "prefill", decode: "decode", preempted: "preempted", swapped: "swapped", waiting: "queued" };
 
 export class Engine {
   constructor() {
@@ -88,7 +88,7 @@ export class Engine {
       const times = request.num_sequences > 1 ? ` ×${request.num_sequences}` : "";
       const texts = [
         request.number,
-        DOES[request.state] + times,
+        STATES[request.state] + times,
         number(request.num_prompt_tokens),
         number(request.num_drawn_tokens),
         number(request.num_table_entries),

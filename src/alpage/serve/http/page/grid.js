@@ -1,7 +1,7 @@
 // Grid: where on a canvas the cell of a page lies. A cell stands for several pages if it must.
 
 const LARGEST_PX = 16;
-const SMALLEST_PX = 4;
+const SMALLEST_PX = 5;
 const BAND_GAP_PX = 8;
 
 export class Grid {
@@ -28,9 +28,16 @@ export class Grid {
     return Math.max(1, Math.floor(this.width / this.size));
   }
 
-  // The largest square that leaves a gap between cells.
+  // The square that leaves a gap between cells.
   get inner() {
     return this.size - (this.size > 6 ? 2 : 1);
+  }
+
+  // From one column to the next: what is left of the width is spread between them, unless that
+  // would show as a pattern.
+  get pitch() {
+    if (this.size < 8) return this.size;
+    return (this.width - this.inner) / Math.max(1, this.columns - 1);
   }
 
   numRows(count) {
@@ -53,7 +60,7 @@ export class Grid {
     return {
       first,
       end: Math.min(first + this.pagesPerCell, band.first + band.count),
-      x: (number % this.columns) * this.size,
+      x: Math.floor((number % this.columns) * this.pitch),
       y: band.top + Math.floor(number / this.columns) * this.size,
     };
   }
@@ -61,7 +68,7 @@ export class Grid {
   // The first page of the cell at a point, if there is one.
   at(x, y) {
     const band = this.bands.findLast(({ top }) => y >= top);
-    const column = Math.floor(x / this.size);
+    const column = Math.floor(x / this.pitch);
     if (band === undefined || column < 0 || column >= this.columns) return null;
     const number = Math.floor((y - band.top) / this.size) * this.columns + column;
     const page = band.first + number * this.pagesPerCell;
