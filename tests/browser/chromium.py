@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 _OPTIONS = (
     "--headless",
     "--no-sandbox",

@@ -125,16 +125,16 @@ def test_answer_is_stopped_and_made_again(page, server):
 def test_refusal_is_told_in_the_servers_words(page, server):
     set_knob(page, "max_tokens", "1000000")
     say(page, WORDS)
-    page.until("!document.querySelector('.error')?.hidden")
+    page.until("document.querySelector('.assistant .error')?.hidden === false")
     # The browser's own word of the status is no fault of the page.
     page.complaints.clear()
     body = {"messages": [{"role": "user", "content": WORDS}], "max_tokens": 1_000_000}
     expected = httpx.post(f"{server.url}/v1/chat/completions", json=body).json()["error"]
-    assert text_of(page, ".error") == expected["message"]
+    assert text_of(page, ".assistant .error") == expected["message"]
     set_knob(page, "max_tokens", "4")
     page.run("[...document.querySelectorAll('.assistant button')].at(-1).click()")
     page.until(f"{IS_DONE}?.textContent.startsWith('4 tokens')")
-    assert page.run("document.querySelector('.error').hidden")
+    assert page.run("document.querySelector('.assistant .error').hidden")
 
 
 def test_text_is_never_taken_as_html(page, server):

@@ -28,6 +28,10 @@ export class Chat {
     document.addEventListener("keydown", (event) => {
       if (event.key === "Escape" && !document.querySelector("dialog[open]")) this.stopping?.abort();
     });
+    this.isAtEnd = true;
+    this.size = "";
+    this.scroll.addEventListener("scroll", () => this.noteScroll(), { passive: true });
+    new ResizeObserver(() => this.noteSize()).observe(this.scroll);
     window.addEventListener("pagehide", () => this.conversation.keep());
     this.show();
     this.goToEnd();
@@ -64,9 +68,9 @@ export class Chat {
 
   async answer() {
     this.stopping = new AbortController();
+    this.isAtEnd = true;
     this.showBusy();
     this.show();
-    this.goToEnd();
     const conversation = this.conversation;
     let frame = null;
     const answer = await conversation.answer({
@@ -93,7 +97,6 @@ export class Chat {
 
   show() {
     const messages = this.conversation.messages;
-    const isAtEnd = this.scroll.scrollHeight - this.scroll.scrollTop - this.scroll.clientHeight < NEAR_PX;
     for (const [message, view] of this.views) {
       if (!messages.includes(message)) {
         view.root.remove();
@@ -113,7 +116,7 @@ export class Chat {
     this.welcome.hidden = messages.length > 0;
     this.list.hidden = messages.length === 0;
     this.list.setAttribute("aria-busy", String(this.stopping !== null));
-    if (isAtEnd) this.goToEnd();
+    if (this.isAtEnd) this.goToEnd();
   }
 
   showBusy() {
@@ -122,6 +125,18 @@ export class Chat {
     this.send.hidden = isBusy;
     this.stop.hidden = !isBusy;
     if (hadFocus) (isBusy ? this.stop : this.prompt).focus();
+  }
+
+  // Whoever reads the end goes on to, also when the window changes or the composer grows.
+  noteScroll() {
+    const { clientWidth, clientHeight, scrollHeight, scrollTop } = this.scroll;
+    if (this.size !== `${clientWidth} ${clientHeight}`) return;
+    this.isAtEnd = scrollHeight - scrollTop - clientHeight < NEAR_PX;
+  }
+
+  noteSize() {
+    this.size = `${this.scroll.clientWidth} ${this.scroll.clientHeight}`;
+    if (this.isAtEnd) this.goToEnd();
   }
 
   goToEnd() {

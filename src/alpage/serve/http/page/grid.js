@@ -1,17 +1,23 @@
 // Grid: where on a canvas the cell of a page lies. A cell stands for several pages if it must.
+//
+// All lengths are the screen's own pixels, so that edges are sharp whatever the zoom.
 
 const LARGEST_PX = 16;
 const SMALLEST_PX = 5;
 const BAND_GAP_PX = 8;
 
 export class Grid {
-  // Lays the pages of some memories, one band each, into a width, and a height if that can be.
-  constructor(counts, width, maxHeight) {
+  // Lays the pages of some memories, one band each, into a width and a height; `scale` of these
+  // pixels are one of the page's.
+  constructor(counts, width, maxHeight, scale) {
     this.width = width;
-    const gaps = BAND_GAP_PX * Math.max(0, counts.length - 1);
+    this.scale = scale;
+    const bandGap = Math.round(BAND_GAP_PX * scale);
+    const gaps = bandGap * Math.max(0, counts.length - 1);
+    const smallest = Math.round(SMALLEST_PX * scale);
     this.pagesPerCell = 1;
-    this.size = LARGEST_PX;
-    while (this.size > SMALLEST_PX && this.rows(counts) * this.size + gaps > maxHeight) this.size -= 1;
+    this.size = Math.round(LARGEST_PX * scale);
+    while (this.size > smallest && this.rows(counts) * this.size + gaps > maxHeight) this.size -= 1;
     while (this.rows(counts) * this.size + gaps > maxHeight && this.pagesPerCell < 4096) this.pagesPerCell += 1;
     this.bands = [];
     let first = 0;
@@ -19,9 +25,9 @@ export class Grid {
     for (const count of counts) {
       this.bands.push({ first, count, top });
       first += count;
-      top += this.numRows(count) * this.size + BAND_GAP_PX;
+      top += this.numRows(count) * this.size + bandGap;
     }
-    this.height = Math.max(this.size, top - BAND_GAP_PX);
+    this.height = Math.max(this.size, top - bandGap);
   }
 
   get columns() {
@@ -30,13 +36,13 @@ export class Grid {
 
   // The square that leaves a gap between cells.
   get inner() {
-    return this.size - (this.size > 6 ? 2 : 1);
+    return this.size - Math.max(1, Math.round((this.size > 6 * this.scale ? 2 : 1) * this.scale));
   }
 
   // From one column to the next: what is left of the width is spread between them, unless that
   // would show as a pattern.
   get pitch() {
-    if (this.size < 8) return this.size;
+    if (this.size < 8 * this.scale) return this.size;
     return (this.width - this.inner) / Math.max(1, this.columns - 1);
   }
 

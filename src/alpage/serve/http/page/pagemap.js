@@ -4,7 +4,7 @@ import { colours } from "./colour.js";
 import { Grid } from "./grid.js";
 
 const FLASH_MS = 900;
-const MAX_HEIGHT_PX = 400;
+const MAX_HEIGHT_PX = 320;
 
 export class PageMap {
   constructor(canvas, readout, pages) {
@@ -59,12 +59,12 @@ export class PageMap {
     const style = getComputedStyle(this.canvas.parentElement);
     const width = this.canvas.parentElement.clientWidth - 2 * parseFloat(style.paddingLeft);
     if (width <= 0) return;
-    this.grid = new Grid(this.counts, width, MAX_HEIGHT_PX);
     const scale = devicePixelRatio || 1;
-    this.canvas.style.height = `${this.grid.height}px`;
-    this.canvas.width = Math.round(width * scale);
-    this.canvas.height = Math.round(this.grid.height * scale);
-    this.context.setTransform(scale, 0, 0, scale, 0, 0);
+    this.grid = new Grid(this.counts, Math.floor(width * scale), MAX_HEIGHT_PX * scale, scale);
+    this.canvas.width = this.grid.width;
+    this.canvas.height = this.grid.height;
+    this.canvas.style.width = `${this.grid.width / scale}px`;
+    this.canvas.style.height = `${this.grid.height / scale}px`;
     this.drawAll();
   }
 
@@ -99,8 +99,8 @@ export class PageMap {
     }
     if (this.shownPage !== null && this.shownPage >= cell.first && this.shownPage < cell.end) {
       context.strokeStyle = "#fff";
-      context.lineWidth = 1.5;
-      context.strokeRect(cell.x + 0.5, cell.y + 0.5, inner - 1, inner - 1);
+      context.lineWidth = 2;
+      context.strokeRect(cell.x + 1, cell.y + 1, inner - 2, inner - 2);
     }
   }
 
@@ -117,11 +117,11 @@ export class PageMap {
     context.globalAlpha = this.isAside(page) ? 0.2 : 1;
     context.fillStyle = deep;
     context.fillRect(x, y, inner, inner);
-    const height = inner * (pages.tokens[page] / pages.pageSize);
+    const height = Math.round(inner * (pages.tokens[page] / pages.pageSize));
     context.fillStyle = bright;
     context.fillRect(x, y + inner - height, inner, height);
     if (pages.holders[page] > 1) {
-      const mark = Math.max(1.5, inner * 0.4);
+      const mark = Math.max(2, Math.round(inner * 0.4));
       context.fillStyle = "#fff";
       context.fillRect(x + inner - mark, y, mark, mark);
     }
@@ -139,16 +139,16 @@ export class PageMap {
     context.fillStyle = this.night("-free");
     context.fillRect(x, y, inner, inner);
     context.fillStyle = this.night("-cached");
-    const cachedHeight = (inner * (held + cached)) / count;
+    const cachedHeight = Math.round((inner * (held + cached)) / count);
     context.fillRect(x, y + inner - cachedHeight, inner, cachedHeight);
     if (held === 0) return;
     context.globalAlpha = this.isAside(page) ? 0.2 : 1;
     context.fillStyle = colours(pages.owner[page]).bright;
-    const heldHeight = (inner * held) / count;
+    const heldHeight = Math.ceil((inner * held) / count);
     context.fillRect(x, y + inner - heldHeight, inner, heldHeight);
     if (shared > 0) {
       context.fillStyle = "#fff";
-      context.fillRect(x + inner - 1.5, y, 1.5, 1.5);
+      context.fillRect(x + inner - 2, y, 2, 2);
     }
     context.globalAlpha = 1;
   }
@@ -179,7 +179,10 @@ export class PageMap {
 
   point(event) {
     const box = this.canvas.getBoundingClientRect();
-    this.choose(this.grid?.at(event.clientX - box.left, event.clientY - box.top) ?? null);
+    const scale = this.grid?.scale ?? 1;
+    const x = (event.clientX - box.left) * scale;
+    const y = (event.clientY - box.top) * scale;
+    this.choose(this.grid?.at(x, y) ?? null);
   }
 
   press(event) {
