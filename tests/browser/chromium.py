@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PROGRAM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 DEADLINE_S = 60.0
 _OPTIONS = (
     "--headless",
@@ -112,7 +114,9 @@ class Browser:
     def press(self, key: str, code: int = 0, text: str = "") -> None:
         """Press a key."""
         fields: dict[str, Any] = {"key": key, "windowsVirtualKeyCode": code}
-        self.call("Input.dispatchKeyEvent", type="keyDown", **fields, **({"text": text} if text else {}))
+        self.call(
+            "Input.dispatchKeyEvent", type="keyDown", **fields, **({"text": text} if text else {})
+        )
         self.call("Input.dispatchKeyEvent", type="keyUp", **fields)
 
     def look(self, *, width: int, height: int, scheme: str = "light", scale: float = 1) -> None:

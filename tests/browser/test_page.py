@@ -19,7 +19,14 @@ pytestmark = [
 
 KEY = "a-key"
 WORDS = "Hello there"
-HOSTILE = "<img src=x onerror=alert(1)> **bold** `<b>` [x](javascript:alert(1))\n\n1. one\n2. two\n\n```\n<script>\n```"
+HOSTILE = """<img src=x onerror=alert(1)> **bold** `<b>` [x](javascript:alert(1))
+
+1. one
+2. two
+
+```
+<script>
+```"""
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +149,10 @@ def test_text_is_never_taken_as_html(page, server):
     visit(page, server, conversation=messages)
     page.until("document.querySelector('.assistant')")
     assert text_of(page, ".user .prose") == HOSTILE
-    assert page.run(
-        "document.querySelectorAll('.messages :is(img, script, a, b, iframe)').length"
-    ) == 0
+    assert (
+        page.run("document.querySelectorAll('.messages :is(img, script, a, b, iframe)').length")
+        == 0
+    )
     assert text_of(page, ".assistant .prose strong") == "bold"
     assert text_of(page, ".assistant .prose p code") == "<b>"
     assert text_of(page, ".assistant .prose pre code") == "<script>"
@@ -213,10 +221,13 @@ def test_page_fits_its_window(page, server, width, view):
     page.run("document.querySelector('#sampling').open = true")
     # `main > section`: each scrolls by itself, and upwards only.
     assert page.run("document.documentElement.scrollWidth") == width
-    assert page.run(
-        "[...document.querySelectorAll('.scroll, .engine')]"
-        ".filter(e => e.clientWidth && e.scrollWidth > e.clientWidth).length"
-    ) == 0
+    assert (
+        page.run(
+            "[...document.querySelectorAll('.scroll, .engine')]"
+            ".filter(e => e.clientWidth && e.scrollWidth > e.clientWidth).length"
+        )
+        == 0
+    )
     shown = page.run(
         "['.chat', '.engine'].filter(s => document.querySelector(s).clientWidth).join()"
     )
@@ -234,6 +245,10 @@ def test_key_is_asked_for_and_kept(program, model):
     with process_of(model, "--api-key", KEY) as server:
         visit(program, server)
         program.until("document.querySelector('#key-dialog').open")
+        program.run("document.querySelector('#key-cancel').click()")
+        time.sleep(1.5)
+        assert not program.run("document.querySelector('#key-dialog').open"), "asked over and over"
+        program.run("document.querySelector('#key-open').click()")
         assert text_of(program, "#key-words").startswith("Incorrect API key")
         program.run("document.querySelector('#key').focus()")
         program.type(KEY)

@@ -65,7 +65,9 @@ def test_file_is_sent_as_what_it_is(client, name):
 
 def test_file_that_the_browser_has_is_not_sent_again(client):
     first = client.get("/page/main.js")
-    again = client.get("/page/main.js", headers={"if-none-match": f'"x", W/{first.headers["etag"]}'})
+    again = client.get(
+        "/page/main.js", headers={"if-none-match": f'"x", W/{first.headers["etag"]}'}
+    )
     assert (again.status_code, again.content) == (304, b"")
     assert again.headers["etag"] == first.headers["etag"]
     other = client.get("/page/main.js", headers={"if-none-match": '"other"'})

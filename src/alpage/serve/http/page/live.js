@@ -27,6 +27,7 @@ export class Live {
   async run(signal) {
     let numFailures = 0;
     while (!signal.aborted) {
+      let patienceMs = PATIENCE_MS[Math.min(numFailures, PATIENCE_MS.length - 1)];
       try {
         const response = await ask("live", { signal });
         for await (const moment of events(response)) {
@@ -38,17 +39,25 @@ export class Live {
       } catch (error) {
         if (signal.aborted) return;
         this.tell("broken", error.message);
+        // Another key is needed, and whoever has it is not asked over and over.
+        if (error.status === 401) patienceMs = null;
       }
-      await this.wait(PATIENCE_MS[Math.min(numFailures, PATIENCE_MS.length - 1)], signal);
+      await this.wait(patienceMs, signal);
       numFailures += 1;
     }
   }
 
+  // Waits some time, for ever with null; less if there is another key, or nobody looks any more.
   wait(ms, signal) {
     return new Promise((resolve) => {
-      setTimeout(resolve, ms);
-      signal.addEventListener("abort", resolve, { once: true });
-      document.addEventListener("key-changed", resolve, { once: true });
+      const over = new AbortController();
+      const end = () => {
+        over.abort();
+        resolve();
+      };
+      if (ms !== null) setTimeout(end, ms);
+      signal.addEventListener("abort", end, { signal: over.signal });
+      document.addEventListener("key-changed", end, { signal: over.signal });
     });
   }
 }
