@@ -148,7 +148,8 @@ class Browser:
         if said.get("method") == "Runtime.exceptionThrown":
             self.complaints.append(json.dumps(said["params"]["exceptionDetails"]))
         if said.get("method") == "Log.entryAdded" and said["params"]["entry"]["level"] == "error":
-            self.complaints.append(said["params"]["entry"]["text"])
+            entry = said["params"]["entry"]
+            self.complaints.append(f"{entry['text']} {entry.get('url', '')}")
         return said
 
 

@@ -18,6 +18,11 @@ pytestmark = [
 ]
 
 KEY = "a-key"
+ENDLESS = """(() => {
+    const ask = window.fetch;
+    const endless = (body) => body && JSON.stringify({...JSON.parse(body), ignore_eos: true});
+    window.fetch = (path, options) => ask(path, {...options, body: endless(options.body)});
+})()"""
 WORDS = "Hello there"
 HOSTILE = """<img src=x onerror=alert(1)> **bold** `<b>` [x](javascript:alert(1))
 
@@ -56,7 +61,8 @@ def page(program, server):
     """The page, as if nobody had been there; nothing may go wrong in it."""
     visit(program, server)
     yield program
-    assert program.complaints == []
+    # Of a page that names no icon, as the one before this one, the browser asks for it by itself.
+    assert [words for words in program.complaints if "/favicon.ico" not in words] == []
 
 
 def visit(program, server, **kept):
@@ -69,6 +75,8 @@ def visit(program, server, **kept):
     program.complaints.clear()
     program.open(f"{server.url}/")
     program.until("document.querySelector('#pulse').textContent")
+    # A random model would end its answers at random.
+    program.run(ENDLESS)
 
 
 def say(page, words):
@@ -116,7 +124,7 @@ def test_chat_streams_and_is_kept(page):
 def test_answer_is_stopped_and_made_again(page, server):
     set_knob(page, "max_tokens", "3900")
     say(page, WORDS)
-    page.until("document.querySelector('.assistant .prose').textContent.length > 20")
+    page.until("document.querySelector('.assistant .prose')?.textContent.length > 20")
     page.run("document.querySelector('#stop').click()")
     page.until(f"{IS_DONE}?.textContent.includes('stopped')")
     assert text_of(page, ".assistant .prose")

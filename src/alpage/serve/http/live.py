@@ -147,7 +147,8 @@ def add_live(app: FastAPI, service: Service) -> None:
     """Add the routes that show the engine."""
     loop, lookout = service.loop, Lookout()
 
-    @app.get("/live")
+    # Whoever tries all routes of the document would wait for the end of this one.
+    @app.get("/live", include_in_schema=False)
     async def live() -> Response:
         """Show the engine as it goes, as server-sent events."""
         return LiveStream(loop, lookout, service.settings.keep_alive_s)
