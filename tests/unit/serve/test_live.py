@@ -44,19 +44,15 @@ def check_agrees(simulation, cells, shares):
     assert (~is_held).sum() == sum(m.num_free for m in simulation.scheduler.memories)
     assert ((cells[:, OWNER] > 0) == is_held).all()
     owners = {}
-    for number in (g.key[1] + 1 for g in simulation.groups):
-        assert number > 0
-    for group in simulation.groups:
-        for sequence in group.sequences:
-            for page in sequence.table:
-                owners.setdefault(page, set()).add(group.key[1] + 1)
+    for group in sorted(simulation.groups, key=lambda group: group.key):
+        for page in (page for sequence in group.sequences for page in sequence.table):
+            owners.setdefault(page, []).append(group.key[1] + 1)
     several = {}
     for share in shares:
         for first, count in zip(share.pages[::2], share.pages[1::2], strict=True):
             several |= {page: set(share.owners) for page in range(first, first + count)}
-    assert several == {page: own for page, own in owners.items() if len(own) > 1}
-    for page, own in owners.items():
-        assert cells[page, OWNER] in own
+    assert several == {page: set(own) for page, own in owners.items() if len(set(own)) > 1}
+    assert all(cells[page, OWNER] == own[0] for page, own in owners.items()), "the first in order"
     for memory in simulation.scheduler.memories:
         for page in memory.pool.indexed_pages():
             assert cells[page, CACHED]
@@ -67,7 +63,7 @@ def check_agrees(simulation, cells, shares):
     seed=st.integers(0, 2**16),
     num_pages=st.integers(7, 16),
     num_homes=st.sampled_from([1, 2]),
-    kinds=st.lists(st.sampled_from(["one", "four", "beams"]), min_size=1, max_size=5),
+    kinds=st.lists(st.sampled_from(["one", "two", "beams"]), min_size=1, max_size=5),
 )
 def test_cells_agree_with_the_memories_after_every_step(seed, num_pages, num_homes, kinds):
     simulation = Simulation(
