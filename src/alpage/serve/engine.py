@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from alpage.errors import InvalidValue
@@ -44,6 +44,7 @@ class Engine(Serves):
         self.scheduler = scheduler
         self.runner = runner
         self._requests: dict[str, Request] = {}
+        self._num_guided = 0
         self._flight: _Flight | None = None
 
     @property
@@ -74,6 +75,7 @@ class Engine(Serves):
             )
         self.runner.open(request_id, request.rule)
         self._requests[request_id] = request
+        self._num_guided += request.is_guided
         self.scheduler.add(request.group)
 
     def holds(self, request_id: str) -> bool:
@@ -99,7 +101,7 @@ class Engine(Serves):
         """Decide a step and start it; return whether there was something to do."""
         assert self._flight is None, "a step has begun already"
         self._abort_abandoned()
-        batch = self.scheduler.schedule()
+        batch = self._guided(self.scheduler.schedule())
         if not batch.rows:
             return False
         with self._failing(batch):
@@ -118,6 +120,13 @@ class Engine(Serves):
         if observe is not None:
             observe(flight.batch, self.scheduler.usage())
         return self._commit(flight, results)
+
+    def _guided(self, batch: Batch) -> Batch:
+        """Say what rows may draw whose texts must have some form."""
+        if not self._num_guided:
+            return batch
+        rows = (self._requests[row.request_id].guided(row) for row in batch.rows)
+        return replace(batch, rows=tuple(rows))
 
     @contextmanager
     def _failing(self, batch: Batch) -> Iterator[None]:
@@ -162,3 +171,4 @@ class Engine(Serves):
         self.scheduler.finish(request.group)
         self.runner.close(request.request_id)
         del self._requests[request.request_id]
+        self._num_guided -= request.is_guided
