@@ -147,7 +147,7 @@ BAD_FIELDS = {
     "functions": (CHATS, chat(functions=[{}]), "functions", UNSUPPORTED),
     "format": (
         CHATS,
-        chat(response_format={"type": "json_object"}),
+        chat(response_format={"type": "xml"}),
         "response_format",
         UNSUPPORTED,
     ),

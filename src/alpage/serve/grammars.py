@@ -96,6 +96,11 @@ class Grammars:
         self._tokenizer: llguidance.LLTokenizer | None = None
         self._kept: OrderedDict[Guide, Matcher] = OrderedDict()
 
+    def prepare(self) -> None:
+        """Lay out the vocabulary, which takes a second if it is large and is done once."""
+        with self._lock:
+            self._vocabulary()
+
     def matcher(self, guide: Guide) -> Matcher:
         """Return the beginning of a guide's form, compiled now unless it is kept.
 
@@ -208,7 +213,9 @@ def _source(guide: Guide) -> str:
     if guide.kind == "json":
         schema = json.loads(guide.source)
         if isinstance(schema, dict):
-            schema = {"x-guidance": {"whitespace_pattern": _JSON_SPACE}} | schema
+            style = {"whitespace_pattern": _JSON_SPACE}
+            own = schema.get("x-guidance", {})
+            schema = schema | {"x-guidance": style | own if isinstance(own, dict) else own}
         return json.dumps({"grammars": [{"json_schema": schema}]})
     lark = guide.source
     if guide.kind == "choice":

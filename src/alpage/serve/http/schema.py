@@ -20,10 +20,32 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @final
+class JsonSchemaFormat(msgspec.Struct):
+    """JSON of a schema; what of it cannot be kept is refused where it is strict."""
+
+    name: str
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+@final
 class ResponseFormat(msgspec.Struct):
     """How an answer is to be written."""
 
     type: str
+    json_schema: JsonSchemaFormat | None = None
+
+
+@final
+class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
+    """The same in vLLM's words: one of them."""
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
 
 
 class Generates(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -57,6 +79,7 @@ class Generates(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     # Of no effect here.
     user: str | None = None
 
