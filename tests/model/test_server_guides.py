@@ -186,8 +186,10 @@ class Step(BaseModel):
 
 @pytest.mark.slow
 def test_openais_client_parses_answers(path):
-    with process_of(path) as process:
-        server = openai.OpenAI(base_url=process.url + "/v1", api_key="none")
+    with (
+        process_of(path) as process,
+        openai.OpenAI(base_url=process.url + "/v1", api_key="none") as server,
+    ):
         done = server.chat.completions.parse(model=NAME, messages=MESSAGES, response_format=Step)
         assert isinstance(done.choices[0].message.parsed, Step)
         bad = {

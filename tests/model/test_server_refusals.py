@@ -142,8 +142,8 @@ BAD_FIELDS = {
         "continue_final_message",
         INVALID,
     ),
-    "tools": (CHATS, chat(tools=[{"type": "function"}]), "tools", UNSUPPORTED),
-    "tool choice": (CHATS, chat(tool_choice="required"), "tool_choice", UNSUPPORTED),
+    "tools": (CHATS, chat(tools=[{"type": "function"}]), "tools[0].function", MISSING),
+    "tool choice": (CHATS, chat(tool_choice="required"), "tool_choice", INVALID),
     "functions": (CHATS, chat(functions=[{}]), "functions", UNSUPPORTED),
     "format": (
         CHATS,

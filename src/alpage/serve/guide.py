@@ -139,20 +139,16 @@ def _embedded(source: str) -> Iterator[Any]:
 def _check_schema(schema: object, field: str) -> None:
     if not isinstance(schema, dict | bool):
         raise _wrong(schema, field, "must be an object or a truth value")
-    depth, references, multiples = 0, set[str](), set[float]()
-    level: list[Any] = [schema]
-    while level:
-        depth += 1
-        if depth > MAX_NESTING:
-            raise _wrong(schema, field, f"may be nested {MAX_NESTING} deep")
+    if is_deeper(schema, MAX_NESTING):
+        raise _wrong(schema, field, f"may be nested {MAX_NESTING} deep")
+    references, multiples = set[str](), set[float]()
+    for level in _levels(schema):
         tables = [node for node in level if isinstance(node, dict)]
         references.update(r for node in tables if isinstance(r := node.get("$ref"), str))
         multiples.update(m for node in tables for m in _multiple(node))
-        lists = [node for node in level if isinstance(node, list)]
-        level = [item for node in (*lists, *(n.values() for n in tables)) for item in node]
     _check_multiples(multiples, field)
     # What is referred to lies below what refers to it.
-    total = depth + sum(_depth(_found(schema, reference)) for reference in references)
+    total = _depth(schema) + sum(_depth(_found(schema, reference)) for reference in references)
     if total > MAX_TOTAL_NESTING:
         limit = f"may be nested {MAX_TOTAL_NESTING} deep with all that it refers to"
         raise _wrong(schema, field, limit)
@@ -189,12 +185,23 @@ def _found(schema: object, reference: str) -> object:
     return node
 
 
-def _depth(node: object) -> int:
-    """Return how deep a value is nested, which is not much: that was checked."""
-    if isinstance(node, dict | list):
-        items = node.values() if isinstance(node, dict) else node
-        return 1 + max(map(_depth, items), default=0)
-    return 1
+def is_deeper(value: object, depth: int) -> bool:
+    """Return whether a JSON value has more levels than that."""
+    return any(number >= depth for number, _ in enumerate(_levels(value)))
+
+
+def _depth(value: object) -> int:
+    return sum(1 for _ in _levels(value))
+
+
+def _levels(value: object) -> Iterator[list[Any]]:
+    """Yield the nodes of a JSON value, level by level, without recursion."""
+    level: list[Any] = [value]
+    while level:
+        yield level
+        lists = [node for node in level if isinstance(node, list)]
+        tables = [node.values() for node in level if isinstance(node, dict)]
+        level = [item for node in (*lists, *tables) for item in node]
 
 
 def _wrong(value: object, field: str, limit: str) -> InvalidValue:

@@ -105,13 +105,10 @@ def check_chat(asked: ChatRequest) -> None:
     Raises:
         Refusal: it asks for that.
     """
-    if asked.tools:
-        raise unsupported("tools", "is not supported")
     if asked.functions:
-        raise unsupported("functions", "is not supported")
-    for name in ("tool_choice", "function_call"):
-        if getattr(asked, name) not in (None, "none", "auto"):
-            raise unsupported(name, "needs tools, which are not supported")
+        raise unsupported("functions", "is not supported: 'tools' is")
+    if asked.function_call not in (None, "none", "auto"):
+        raise unsupported("function_call", "is not supported: 'tool_choice' is")
     if not asked.messages:
         raise invalid("'messages' must hold at least one message.", "messages")
 

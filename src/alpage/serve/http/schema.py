@@ -102,6 +102,56 @@ class TextPart(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fiel
 
 
 @final
+class FunctionDefinition(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A function that a model may call; `parameters` is the schema of its arguments."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+@final
+class Tool(msgspec.Struct, forbid_unknown_fields=True):
+    """A tool, of the one kind there is."""
+
+    function: FunctionDefinition
+    type: Literal["function"]
+
+
+@final
+class FunctionName(msgspec.Struct, forbid_unknown_fields=True):
+    """A function by its name."""
+
+    name: str
+
+
+@final
+class NamedChoice(msgspec.Struct, forbid_unknown_fields=True):
+    """The one tool that is to be called."""
+
+    function: FunctionName
+    type: Literal["function"]
+
+
+@final
+class FunctionCall(msgspec.Struct):
+    """A call of a function; its arguments are JSON as text. Clients add what they made of them."""
+
+    name: str
+    arguments: str
+
+
+@final
+class ToolCall(msgspec.Struct):
+    """A call that the assistant has made."""
+
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+@final
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One message of a conversation."""
 
@@ -109,7 +159,7 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     content: str | list[TextPart] | None = None
     name: str | None = None
     refusal: str | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
 
 
@@ -123,15 +173,15 @@ class ChatRequest(Generates):
     top_logprobs: int | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
     function_call: Any = None
     # Of no effect here.
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None
-    parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
 

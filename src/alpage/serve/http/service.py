@@ -27,6 +27,7 @@ from alpage.serve.http.schema import (
 from alpage.serve.http.settings import Settings
 from alpage.serve.http.texts import Texts, check_prompt_ids, prompts_of
 from alpage.serve.http.ticket import Ask, Ticket
+from alpage.serve.http.tools import chat_guide, check_beams, tooling_of
 from alpage.serve.params import BeamSearchParams, SamplingParams
 from alpage.serve.serves import Serves
 
@@ -97,16 +98,20 @@ class Service:
         model = self._model(asked.model)
         check_generates(asked)
         check_chat(asked)
+        tooling = tooling_of(asked)
+        check_beams(asked, tooling)
         tokens = await self.texts.encode_chat(
             asked.messages,
             add_generation_prompt=asked.add_generation_prompt,
             continue_final_message=asked.continue_final_message,
             add_special_tokens=asked.add_special_tokens,
+            tools=None if tooling is None else tooling.plain,
         )
-        guide = await self.guides.compiled(*guide_of(asked))
+        form = chat_guide(tooling, self.texts.tool_style, guide_of(asked))
+        guide = await self.guides.compiled(*form)
         params = chat_params(asked, len(tokens), self.limits, guide)
         asks = [_ask(asked, tokens, params, None)]
-        answer = ChatCompletionAnswer(model, asked, asks, self.texts)
+        answer = ChatCompletionAnswer(model, asked, asks, self.texts, tooling)
         return self.loop.open(asks, is_streamed=bool(asked.stream)), answer
 
     async def tokenize(self, asked: TokenizeRequest) -> Tokens:
