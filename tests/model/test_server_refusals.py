@@ -133,8 +133,8 @@ BAD_FIELDS = {
     "message of a tool": (
         CHATS,
         said({"role": "tool", "content": "4", "tool_call_id": "1"}),
-        "messages[0]",
-        UNSUPPORTED,
+        "messages[0].tool_call_id",
+        INVALID,
     ),
     "two ends of a chat": (
         CHATS,
@@ -190,7 +190,7 @@ BAD_BODIES = {
     "half a surrogate pair": b'{"prompt": "\\ud800"}',
     "no UTF-8": b'{"prompt": "\xff"}',
     "UTF-16": '{"prompt": "a"}'.encode("utf-16"),
-    "deep": b'{"messages": [], "tools": ' + b"[" * 60_000,
+    "deep": b'{"messages": [], "functions": ' + b"[" * 60_000,
 }
 
 

@@ -368,5 +368,7 @@ def test_openais_client_reads_calls(tmp_path):
         (call,) = final.choices[0].message.tool_calls
         assert isinstance(call.function.parsed_arguments, Weather)
         assert final.choices[0].finish_reason == "tool_calls"
-        conversation = [*MESSAGES, done.choices[0].message, result]
-        server.chat.completions.create(model=NAME, max_tokens=2, messages=conversation)
+        said = done.choices[0].message
+        for message in (said, said.model_dump()):
+            conversation = [*MESSAGES, message, result]
+            server.chat.completions.create(model=NAME, max_tokens=2, messages=conversation)

@@ -161,6 +161,11 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    # Of no effect: what clients send back of an answer that had none of it, or made of its text.
+    parsed: Any = None
+    audio: None = None
+    annotations: list[Any] | None = None
+    function_call: None = None
 
 
 @final
