@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from alpage.errors import InvalidValue
@@ -52,6 +52,7 @@ class Engine(Serves):
         self.num_computed_tokens = 0
         self.num_drawn_tokens = 0
         self._requests: dict[str, Request] = {}
+        self._num_guided = 0
         self._flight: _Flight | None = None
 
     @property
@@ -82,6 +83,7 @@ class Engine(Serves):
             )
         self.runner.open(request_id, request.rule)
         self._requests[request_id] = request
+        self._num_guided += request.is_guided
         self.scheduler.add(request.group)
 
     def holds(self, request_id: str) -> bool:
@@ -107,7 +109,7 @@ class Engine(Serves):
         """Decide a step and start it; return whether there was something to do."""
         assert self._flight is None, "a step has begun already"
         self._abort_abandoned()
-        batch = self.scheduler.schedule()
+        batch = self._guided(self.scheduler.schedule())
         if not batch.rows:
             return False
         with self._failing(batch):
@@ -126,6 +128,13 @@ class Engine(Serves):
         if observe is not None:
             observe(flight.batch, self.scheduler.usage())
         return self._commit(flight, results)
+
+    def _guided(self, batch: Batch) -> Batch:
+        """Say what rows may draw whose texts must have some form."""
+        if not self._num_guided:
+            return batch
+        rows = (self._requests[row.request_id].guided(row) for row in batch.rows)
+        return replace(batch, rows=tuple(rows))
 
     @contextmanager
     def _failing(self, batch: Batch) -> Iterator[None]:
@@ -173,3 +182,4 @@ class Engine(Serves):
         self.scheduler.finish(request.group)
         self.runner.close(request.request_id)
         del self._requests[request.request_id]
+        self._num_guided -= request.is_guided

@@ -1,6 +1,7 @@
 """Request: one request from arrival to answer, as the engine sees it."""
 
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from typing import final
 
 from alpage.serve.batch import Row
@@ -8,6 +9,7 @@ from alpage.serve.completion import decoded
 from alpage.serve.decoders import Decoder
 from alpage.serve.detokenize import Decodes
 from alpage.serve.outputs import RequestMetrics, RequestOutput, StreamChunk, TokenLogprobs
+from alpage.serve.params import SamplingParams
 from alpage.serve.results import RowResult
 from alpage.serve.sequence import Child, Group, Sequence
 from alpage.serve.slots import DrawRule
@@ -44,6 +46,11 @@ class Request:
         return self.group.request_id
 
     @property
+    def is_guided(self) -> bool:
+        """Whether its text must have some form."""
+        return isinstance(self.rule.params, SamplingParams) and self.rule.params.guide is not None
+
+    @property
     def is_finished(self) -> bool:
         """Whether `output` has all that there will be."""
         return self._decoder.is_finished
@@ -52,6 +59,11 @@ class Request:
     def prompt_logprobs(self) -> tuple[TokenLogprobs | None, ...] | None:
         """Those of the prompt, if asked for; complete once a token is drawn."""
         return tuple(self._prompt_logprobs) or None
+
+    def guided(self, row: Row) -> Row:
+        """Return a row of a step that knows what it may draw."""
+        allowed = self._decoder.allowed(row.index) if row.num_draws else b""
+        return replace(row, allowed=allowed) if allowed else row
 
     def advance(
         self, rows: Seq[tuple[Row, RowResult]], now_s: float
