@@ -68,6 +68,7 @@ class KvMemory:
     def __init__(self, pool: PagePool, host: PagePool, cost: PreemptionCost) -> None:
         self.pool = pool
         self.num_swapped_pages = 0
+        self.num_dropped_tokens = 0
         self._host = host
         self._cost = cost
         self._out: list[Move] = []
@@ -200,6 +201,7 @@ class KvMemory:
         is_gapless = not sequence.host_pages or sequence.host_start == sequence.num_computed
         if swap_s > recompute_s or len(pages) > self._host.num_free or not is_gapless:
             self._drop_host(sequence)
+            self.num_dropped_tokens += num_tokens
             return
         hosts = [self._host.allocate() for _ in pages]
         self._out += [Move(page, host) for page, host in zip(pages, hosts, strict=True)]

@@ -23,6 +23,8 @@ class Settings:
         stall_s: seconds without a step, while there is work, after which the server is not healthy.
         drain_s: seconds that running requests have when the server is told to end.
         keep_alive_s: seconds of silence after which a stream says that it is alive.
+        has_vllm_metrics: whether metrics that vLLM has too are also there by its names.
+        logs_requests: whether each request gets a line on stderr.
 
     Raises:
         InvalidValue: a value is out of range.
@@ -37,6 +39,8 @@ class Settings:
     stall_s: float = 60.0
     drain_s: float = 30.0
     keep_alive_s: float = 15.0
+    has_vllm_metrics: bool = False
+    logs_requests: bool = False
 
     def __post_init__(self) -> None:
         for field, values in (("names", self.names), ("api_keys", self.api_keys)):
