@@ -26,13 +26,14 @@ from typing import final
 import httpx
 
 from alpage.load import server_of
-from alpage.units import MiB, format_bytes
+from alpage.units import MiB
 from benchmarks.soak_acts import Act, Unanswered, acts
 
 _ANSWER_S = 120.0
 _SAMPLE_S = 1.0
 # Memory is compared between the second quarter of a run and the last: before, buffers fill.
 _MIN_SAMPLES = 40
+_SHOWN_SAMPLES = 24
 _MAX_GROWTH_BYTES = 24 * MiB
 # No failure of the server's: what it says of it, to whom a killed engine owes an answer.
 _KILLED = {"500", "503", "stream failed: engine_lost", "stream failed: internal_error"}
@@ -198,8 +199,8 @@ class Soak:
         before = statistics.median(samples[quarter : 2 * quarter])
         after = statistics.median(samples[-quarter:])
         if after - before > _MAX_GROWTH_BYTES:
-            grown = f"memory has grown from {format_bytes(before)} to {format_bytes(after)}"
-            self.report.problems.append(grown)
+            grown = f"from {before / MiB:.0f} to {after / MiB:.0f} MiB"
+            self.report.problems.append(f"memory has grown {grown}")
 
     async def _until(self, is_so: Callable[[], bool | Awaitable[bool]], problem: str) -> None:
         """Wait for what has to come; what does not come is a problem."""
@@ -249,8 +250,8 @@ def to_text(report: Report) -> str:
     lines = [f"{name:12} {end:32} {n:>8,}" for (name, end), n in sorted(report.answers.items())]
     lines.append(f"{report.answers.total():,} acts, {report.num_kills} kills")
     for samples in report.memory:
-        ends = f"{format_bytes(samples[0])} to {format_bytes(samples[-1])}" if samples else "-"
-        lines.append(f"memory: {ends}, at most {format_bytes(max(samples, default=0))}")
+        shown = samples[:: -(-len(samples) // _SHOWN_SAMPLES) or 1]
+        lines.append(f"memory in MiB: {' '.join(f'{each / MiB:.0f}' for each in shown)}")
     lines += [f"PROBLEM {problem}" for problem in report.problems[:20]]
     lines.append(f"{len(report.problems)} problems")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Metrics: what `GET /metrics` says, in the text format of Prometheus."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Final, Literal, TypeAlias, final
 
@@ -172,7 +172,7 @@ _KINDS: Final[Sequence[_Kind]] = (
     _counter(
         "prefix_cache_queries",
         "Tokens that were looked for in the prefix cache.",
-        lambda of: of.tallies.num_prompt_tokens,
+        lambda of: of.tallies.num_queried_tokens,
         "prefix_cache_queries",
     ),
     _counter(
@@ -298,10 +298,7 @@ class Metrics(Collector):
             usage: KV memory as it is; None: not known just now.
         """
         if usage is not None:
-            old = self._sources
-            self._sources = Sources(
-                engine=old.engine, tallies=old.tallies, visits=old.visits, usage=usage
-            )
+            self._sources = replace(self._sources, usage=usage)
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:

@@ -71,6 +71,7 @@ class Tallies:
     def __init__(self, engine: Serves) -> None:
         self.num_steps = 0
         self.num_prompt_tokens = 0
+        self.num_queried_tokens = 0
         self.num_cached_tokens = 0
         self.num_generated_tokens = 0
         self.num_page_copies = 0
@@ -132,8 +133,11 @@ class Tallies:
         self.ttft_s.add(first_s - arrival_s)
         self.queue_s.add(max(0.0, admitted_s - arrival_s))
         self.prefill_s.add(first_s - admitted_s)
-        self.num_prompt_tokens += len(request.group.prompt_tokens)
-        self.num_cached_tokens += request.group.num_cached_tokens
+        group = request.group
+        self.num_prompt_tokens += len(group.prompt_tokens)
+        if not group.wants_prompt_logprobs:
+            self.num_queried_tokens += len(group.prompt_tokens)
+        self.num_cached_tokens += group.num_cached_tokens
 
     def finished(self, output: RequestOutput) -> None:
         """Count a request that has all it asked for."""
