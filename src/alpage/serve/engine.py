@@ -126,7 +126,7 @@ class Engine(Serves):
         with self._failing(flight.batch):
             results = self.runner.finish()
         if observe is not None:
-            observe(flight.batch, self.scheduler.usage())
+            observe(flight.batch, self.scheduler.usage)
         return self._commit(flight, results)
 
     def _guided(self, batch: Batch) -> Batch:

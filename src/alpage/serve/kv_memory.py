@@ -76,6 +76,7 @@ class KvMemory:
         self.num_swapped_pages = 0
         self.num_copied_pages = 0
         self.lately_copied: deque[int] = deque(maxlen=NUM_LATELY)
+        self.num_dropped_tokens = 0
         self._host = host
         self._cost = cost
         self._out: list[Move] = []
@@ -210,6 +211,7 @@ class KvMemory:
         is_gapless = not sequence.host_pages or sequence.host_start == sequence.num_computed
         if swap_s > recompute_s or len(pages) > self._host.num_free or not is_gapless:
             self._drop_host(sequence)
+            self.num_dropped_tokens += num_tokens
             return
         hosts = [self._host.allocate() for _ in pages]
         self._out += [Move(page, host) for page, host in zip(pages, hosts, strict=True)]

@@ -31,11 +31,11 @@ class Request:
     ) -> None:
         self.group = group
         self.rule = rule
+        self.arrival_s = arrival_s
         self.token_times_s: list[float] = []
         self._decoder = decoder
         self._prompt = prompt
         self._tokenizer = tokenizer
-        self._arrival_s = arrival_s
         # By position, so that a prompt computed again after a preemption changes nothing.
         num_wanted = len(group.prompt_tokens) if group.wants_prompt_logprobs else 0
         self._prompt_logprobs: list[TokenLogprobs | None] = [None] * num_wanted
@@ -104,9 +104,9 @@ class Request:
             outputs=tuple(self._decoder.outputs()),
             prompt_logprobs=self.prompt_logprobs,
             metrics=RequestMetrics(
-                arrival_s=self._arrival_s,
+                arrival_s=self.arrival_s,
                 first_token_s=times_s[0] if times_s else None,
-                finished_s=times_s[-1] if times_s else self._arrival_s,
+                finished_s=times_s[-1] if times_s else self.arrival_s,
                 cached_tokens=self.group.num_cached_tokens,
             ),
         )

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from alpage.serve.http.answers import Answer
 from alpage.serve.http.refusals import Refusal
 from alpage.serve.http.ticket import Ticket
+from alpage.serve.http.visits import visit_of
 
 EVENT_HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -56,7 +57,7 @@ class EventStream(Response):
         self._answer = answer
         self._keep_alive_s = keep_alive_s
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send what comes; before the engine has taken the request, it may still be refused."""
         async with waiting(self._ticket, receive):
             await self._ticket.accepted()
@@ -64,6 +65,7 @@ class EventStream(Response):
             try:
                 await self._send_parts(send)
             except Refusal as refusal:
+                visit_of(scope).code = refusal.code
                 await send_part(send, event_of(refusal.body))
             await send_part(send, _END)
             await send({"type": "http.response.body", "body": b"", "more_body": False})

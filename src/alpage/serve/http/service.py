@@ -15,6 +15,7 @@ from alpage.serve.http.chat_answer import ChatCompletionAnswer
 from alpage.serve.http.completion_answer import CompletionAnswer
 from alpage.serve.http.engine_loop import EngineLoop
 from alpage.serve.http.guiding import Guides, guide_of
+from alpage.serve.http.metrics import Metrics
 from alpage.serve.http.refusals import invalid, unknown_model
 from alpage.serve.http.replies import ModelCard, Text, Tokens
 from alpage.serve.http.schema import (
@@ -28,6 +29,7 @@ from alpage.serve.http.settings import Settings
 from alpage.serve.http.texts import Texts, check_prompt_ids, prompts_of
 from alpage.serve.http.ticket import Ask, Ticket
 from alpage.serve.http.tools import chat_guide, check_beams, tooling_of
+from alpage.serve.http.visits import Visits
 from alpage.serve.params import BeamSearchParams, SamplingParams
 from alpage.serve.serves import Serves
 
@@ -54,6 +56,14 @@ class Service:
             engine,
             max_open_sequences=engine.limits.max_num_seqs * (1 + settings.queue_factor),
             stall_s=settings.stall_s,
+        )
+        self.visits = Visits(is_logged=settings.logs_requests)
+        self.metrics = Metrics(
+            engine,
+            self.loop.tallies,
+            self.visits,
+            model=settings.names[0],
+            has_vllm_names=settings.has_vllm_metrics,
         )
         self._created = int(time.time())
 

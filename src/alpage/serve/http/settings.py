@@ -24,6 +24,8 @@ class Settings:
         drain_s: seconds that running requests have when the server is told to end.
         guide_timeout_s: seconds that a schema, regex or grammar of a request may take to compile.
         keep_alive_s: seconds of silence after which a stream says that it is alive.
+        has_vllm_metrics: whether metrics that vLLM has too are also there by its names.
+        logs_requests: whether each request gets a line on stderr.
 
     Raises:
         InvalidValue: a value is out of range.
@@ -39,6 +41,8 @@ class Settings:
     drain_s: float = 30.0
     guide_timeout_s: float = 2.0
     keep_alive_s: float = 15.0
+    has_vllm_metrics: bool = False
+    logs_requests: bool = False
 
     def __post_init__(self) -> None:
         for field, values in (("names", self.names), ("api_keys", self.api_keys)):
