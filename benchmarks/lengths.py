@@ -9,7 +9,6 @@ the coefficient of variation implies agree on 0.55; for outputs the former is 1.
 and 1.0 lies between. ShareGPT's are assumed.
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, final
@@ -17,11 +16,9 @@ from typing import TypeAlias, final
 import numpy as np
 from numpy.typing import NDArray
 
-from alpage.errors import InvalidValue
+from alpage.workload_file import load_workload
 
 Lengths: TypeAlias = list[tuple[int, int]]  # prompt and output tokens of each request
-
-_AZURE_COLUMNS = ("ContextTokens", "GeneratedTokens")
 
 
 @final
@@ -95,23 +92,7 @@ def alpaca_like(output_sigma: float = 1.0) -> LengthModel:
 def read_azure(path: Path) -> Lengths:
     """Return the lengths of a trace in the format of the Azure LLM inference traces.
 
-    Those are CSV files with the columns TIMESTAMP, ContextTokens and GeneratedTokens, published
-    under CC-BY (Patel et al. 2024, Splitwise, ISCA).
-
     Raises:
         InvalidValue: a column is missing, or a value is no positive number; the line is named.
     """
-    lengths = []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        for record in reader:
-            values = [record.get(column) or "" for column in _AZURE_COLUMNS]
-            if not all(value.isdecimal() and int(value) > 0 for value in values):
-                raise InvalidValue(
-                    field=f"{path.name} line {reader.line_num}",
-                    value=record,
-                    limit=f"must hold positive numbers in {' and '.join(_AZURE_COLUMNS)}",
-                    remedy="Give a trace in Azure's format",
-                )
-            lengths.append((int(values[0]), int(values[1])))
-    return lengths
+    return [(spec.prompt_tokens or 0, spec.output_tokens) for spec in load_workload(path)]

@@ -26,7 +26,7 @@ Record: TypeAlias = Mapping[str, object]
 
 # Ids that every vocabulary of the Llama family has, and that are special in none.
 _PLAIN_IDS = (1_000, 32_000)
-_W1 = LengthModel(
+W1_LENGTHS = LengthModel(
     prompt=Lognormal(mean=160, sigma=0.9, low=8, high=768),
     output=Lognormal(mean=128, sigma=0.8, low=8, high=512),
 )
@@ -38,7 +38,7 @@ def all_workloads(seed: int) -> dict[str, list[Record]]:
     """Return every workload by its name; the same seed makes the same files."""
     rng = np.random.default_rng(seed)
     return {
-        "w1": _of_lengths(_W1, 128, rng),
+        "w1": _of_lengths(W1_LENGTHS, 128, rng),
         "w2": [
             {"prompt_tokens": 128, "output_tokens": 128, "arrival_s": _W2_GAP_S * number}
             for number in range(5)

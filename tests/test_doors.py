@@ -32,6 +32,7 @@ WIDE_DOORS = {
     "alpage.native": 14,
     "alpage.partition": 11,
     "alpage.planners": 19,
+    "alpage.serve": 9,
 }
 MAX_FIELDS = 12
 # A request's knobs, and an engine's, carry the names that vLLM and OpenAI gave them: all of them,

@@ -6,6 +6,7 @@ from alpage.lazy import lazy_names
 
 if TYPE_CHECKING:
     from alpage.errors import AlpageError
+    from alpage.serve.guide import Guide
     from alpage.serve.llm import LLM
     from alpage.serve.outputs import CompletionOutput, RequestOutput, StreamChunk
     from alpage.serve.params import BeamSearchParams, SamplingParams
@@ -16,6 +17,7 @@ __all__ = [
     "AlpageError",
     "BeamSearchParams",
     "CompletionOutput",
+    "Guide",
     "RequestOutput",
     "SamplingParams",
     "StreamChunk",
@@ -28,6 +30,7 @@ __getattr__ = lazy_names(
         "LLM": "serve.llm",
         "BeamSearchParams": "serve.params",
         "CompletionOutput": "serve.outputs",
+        "Guide": "serve.guide",
         "RequestOutput": "serve.outputs",
         "SamplingParams": "serve.params",
         "StreamChunk": "serve.outputs",

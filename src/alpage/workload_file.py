@@ -1,13 +1,19 @@
-"""Workload file: the requests of a benchmark, one JSON object a line.
+"""Workload file: the requests of a benchmark, one JSON object a line, or a trace of Azure's.
 
 ::
 
     {"prompt": [3, 14, 15], "output_tokens": 64}
     {"prompt": "Once upon a time", "output_tokens": 64, "n": 4, "arrival_s": 1.5}
     {"prompt_tokens": 128, "output_tokens": 64, "beam_width": 4}
+
+A file named `.csv` is read as one of the Azure LLM inference traces (Patel et al. 2024, Splitwise,
+ISCA): the columns TIMESTAMP, ContextTokens and GeneratedTokens.
 """
 
+import csv
 import re
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, final
 
@@ -19,6 +25,8 @@ from alpage.errors import InvalidValue
 # How msgspec ends the message about a value, and how it names a missing or an unknown field.
 _PLACE = re.compile(r" - at `\$\.?(?P<path>.*)`$")
 _FIELD = re.compile(r" field `(?P<path>.*)`$")
+
+_AZURE_COLUMNS = ("ContextTokens", "GeneratedTokens")
 
 _Text = Annotated[str, Meta(min_length=1)]
 _TokenIds = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1)]
@@ -56,6 +64,8 @@ class RequestSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 def load_workload(path: Path) -> list[RequestSpec]:
     """Return the requests of a file; the first is on line 1, and no line is left out.
 
+    Those of a trace begin behind its heading, and have random prompts.
+
     Raises:
         InvalidValue: the file cannot be read, or a line is no request; line and field are named.
     """
@@ -68,12 +78,38 @@ def load_workload(path: Path) -> list[RequestSpec]:
             limit=f"cannot be read: {error.strerror}",
             remedy="Give a file with one JSON object a line",
         ) from error
+    if path.suffix == ".csv":
+        return list(_trace(lines))
     return [_parse(line, number) for number, line in enumerate(lines, start=1)]
 
 
 def line_field(number: int, field: str) -> str:
     """Return how errors name a field of a line."""
     return f"workload line {number}: {field}" if field else f"workload line {number}"
+
+
+def _trace(lines: list[bytes]) -> Iterator[RequestSpec]:
+    """Yield the requests of a trace."""
+    start: datetime | None = None
+    reader = csv.DictReader(line.decode("utf-8", "replace") for line in lines)
+    for record in reader:
+        number = reader.line_num
+        sizes = [record.get(column) or "" for column in _AZURE_COLUMNS]
+        for column, size in zip(_AZURE_COLUMNS, sizes, strict=True):
+            if not (size.isdecimal() and 0 < int(size) < 2**31):
+                raise _refusal(number, column, size, "must be a positive number of tokens")
+        try:
+            # Of its seven decimals, Python knows six.
+            time = datetime.fromisoformat((record.get("TIMESTAMP") or "")[:26])
+        except ValueError:
+            time_text = record.get("TIMESTAMP")
+            raise _refusal(number, "TIMESTAMP", time_text, "must be a time") from None
+        start = start or time
+        arrival_s = (time - start).total_seconds()
+        if arrival_s < 0:
+            raise _refusal(number, "TIMESTAMP", str(time), "must not be before the first")
+        num_prompt, num_output = map(int, sizes)
+        yield RequestSpec(prompt_tokens=num_prompt, output_tokens=num_output, arrival_s=arrival_s)
 
 
 def _parse(line: bytes, number: int) -> RequestSpec:

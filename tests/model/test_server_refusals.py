@@ -133,8 +133,8 @@ BAD_FIELDS = {
     "message of a tool": (
         CHATS,
         said({"role": "tool", "content": "4", "tool_call_id": "1"}),
-        "messages[0]",
-        UNSUPPORTED,
+        "messages[0].tool_call_id",
+        INVALID,
     ),
     "two ends of a chat": (
         CHATS,
@@ -142,12 +142,12 @@ BAD_FIELDS = {
         "continue_final_message",
         INVALID,
     ),
-    "tools": (CHATS, chat(tools=[{"type": "function"}]), "tools", UNSUPPORTED),
-    "tool choice": (CHATS, chat(tool_choice="required"), "tool_choice", UNSUPPORTED),
+    "tools": (CHATS, chat(tools=[{"type": "function"}]), "tools[0].function", MISSING),
+    "tool choice": (CHATS, chat(tool_choice="required"), "tool_choice", INVALID),
     "functions": (CHATS, chat(functions=[{}]), "functions", UNSUPPORTED),
     "format": (
         CHATS,
-        chat(response_format={"type": "json_object"}),
+        chat(response_format={"type": "xml"}),
         "response_format",
         UNSUPPORTED,
     ),
@@ -190,7 +190,7 @@ BAD_BODIES = {
     "half a surrogate pair": b'{"prompt": "\\ud800"}',
     "no UTF-8": b'{"prompt": "\xff"}',
     "UTF-16": '{"prompt": "a"}'.encode("utf-16"),
-    "deep": b'{"messages": [], "tools": ' + b"[" * 60_000,
+    "deep": b'{"messages": [], "functions": ' + b"[" * 60_000,
 }
 
 

@@ -78,3 +78,40 @@ def test_a_file_that_cannot_be_read(tmp_path):
         load_workload(tmp_path / "none.jsonl")
     with pytest.raises(InvalidValue, match="line 1"):
         load(tmp_path, "")
+
+
+# -- traces ----------------------------------------------------------------------------------------
+
+HEADING = "TIMESTAMP,ContextTokens,GeneratedTokens"
+
+
+def load_trace(tmp_path, *lines):
+    path = tmp_path / "trace.csv"
+    path.write_text("\n".join([HEADING, *lines]) + "\n")
+    return load_workload(path)
+
+
+def test_trace_is_a_workload(tmp_path):
+    specs = load_trace(
+        tmp_path, "2023-11-16 18:15:46.6805900,374,44", "2023-11-16 18:15:50.9951690,396,109"
+    )
+    assert specs == [
+        RequestSpec(prompt_tokens=374, output_tokens=44),
+        RequestSpec(prompt_tokens=396, output_tokens=109, arrival_s=4.314579),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ("2023-11-16 18:15:47,0,1", "ContextTokens"),
+        ("2023-11-16 18:15:47,5", "GeneratedTokens"),
+        ("2023-11-16 18:15:47,5,1e3", "GeneratedTokens"),
+        ("yesterday,5,1", "TIMESTAMP"),
+        ("2023-11-16 18:15:45,5,1", "TIMESTAMP"),
+    ],
+)
+def test_mistakes_in_a_trace_are_named(tmp_path, line, field):
+    with pytest.raises(InvalidValue) as raised:
+        load_trace(tmp_path, "2023-11-16 18:15:46,5,1", line)
+    assert raised.value.field == f"workload line 3: {field}"

@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from alpage.cli.bench_serve import serve
 from alpage.cli.options import (
     DEFAULT_MODEL,
     AttentionOption,
@@ -23,7 +21,7 @@ from alpage.cli.options import (
     ReplicasOption,
     StagesOption,
 )
-from alpage.cli.terminal import working
+from alpage.cli.terminal import counting, working
 from alpage.models import resolve
 from alpage.serve import EngineConfig
 from alpage.units import GB, format_bytes
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from alpage.serve.bench import Figures
 
 bench_app = typer.Typer(no_args_is_help=True)
+bench_app.command()(serve)
 
 
 @bench_app.callback()
@@ -92,7 +91,7 @@ def offline(  # noqa: PLR0913 - options of a command
 
         checkpoint = open_checkpoint(path)
         engine = build_engine(checkpoint, config, notify)
-    with _progress(len(specs)) as advance:
+    with counting("requests", len(specs)) as advance:
         figures = run(engine, tokenizer_or_none(checkpoint), specs, seed=seed, notify=advance)
     if is_json:
         print(json.dumps(dataclasses.asdict(figures)))
@@ -100,21 +99,6 @@ def offline(  # noqa: PLR0913 - options of a command
         from rich.console import Console
 
         Console().print(_to_table(figures))
-
-
-@contextmanager
-def _progress(num_requests: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar of finished requests, where there is a terminal to show it."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress("requests", *columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=num_requests)
-        yield lambda num_finished: progress.advance(task, num_finished)
 
 
 def _to_table(figures: "Figures") -> "Table":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,7 +26,7 @@ from alpage.cli.stdin import read_text
 from alpage.cli.terminal import print_note, print_text, working
 from alpage.cli.timings import first_token_from_start_s, timings_line, timings_of
 from alpage.errors import InvalidValue
-from alpage.serve import BeamSearchParams, SamplingParams
+from alpage.serve import BeamSearchParams, Guide, SamplingParams
 
 if TYPE_CHECKING:
     from alpage.serve import RequestOutput
@@ -61,6 +62,12 @@ def generate(  # noqa: PLR0913 - options of a command
     stop: Annotated[
         list[str] | None, typer.Option(help="Text to stop before; may be given several times.")
     ] = None,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="File with a JSON schema that the text must have.")
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(help="Regular expression that the whole text must match.")
+    ] = None,
     is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -79,6 +86,7 @@ def generate(  # noqa: PLR0913 - options of a command
         top_k=top_k,
         seed=seed,
         stop=tuple(stop or ()),
+        guide=_guide(json_schema, regex),
     )
     params = _drawn(sampling) if beam_width is None else _searched(sampling, beam_width)
     text = read_text() if prompt == "-" else prompt
@@ -116,6 +124,19 @@ def generate(  # noqa: PLR0913 - options of a command
     print_note(timings_line(timings_of(output), first_token_from_start_s=from_start_s))
 
 
+def _guide(json_schema: Path | None, regex: str | None) -> Guide | None:
+    if json_schema is None:
+        return None if regex is None else Guide.regex(regex)
+    if regex is not None:
+        raise typer.BadParameter(
+            "a text has one form: leave out --json-schema", param_hint="--regex"
+        )
+    try:
+        return Guide.json(json_schema.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError) as error:
+        raise typer.BadParameter(str(error), param_hint="--json-schema") from None
+
+
 def _drawn(sampling: SamplingParams) -> SamplingParams:
     if sampling.n > 1 and sampling.temperature == 0:
         raise InvalidValue(
@@ -131,8 +152,8 @@ def _searched(sampling: SamplingParams, beam_width: int) -> BeamSearchParams:
     n, max_tokens = sampling.n, sampling.max_tokens
     if sampling != SamplingParams(n=n, max_tokens=max_tokens, temperature=0.0):
         raise typer.BadParameter(
-            "beam search draws nothing and knows no stop texts: leave out "
-            "--temperature, --top-p, --top-k, --seed and --stop",
+            "beam search draws nothing and knows no stop texts and no forms: leave out "
+            "--temperature, --top-p, --top-k, --seed, --stop, --json-schema and --regex",
             param_hint="--beam-width",
         )
     return BeamSearchParams(beam_width=beam_width, n=n, max_tokens=max_tokens)

@@ -8,6 +8,7 @@ from typing import Annotated, cast
 import typer
 
 from alpage.cli.model_shape import model_shape
+from alpage.cli.page import write_page
 from alpage.cli.plan_table import to_table
 from alpage.cli.planned import planned, to_json
 from alpage.cli.terminal import print_note, working
@@ -109,7 +110,7 @@ def inference(  # noqa: PLR0913 - options of a command
         with working("drawing"):
             from alpage.cli.plan_report import to_html
 
-            _write(html, to_html(result, precisions))
+            write_page(html, to_html(result, precisions))
         print_note(f"drawn in {html}")
     print(json.dumps(to_json(result)) if is_json else to_table(result))
 
@@ -137,15 +138,3 @@ def _dtypes(name: str, asked: str | None, compute: str) -> tuple[str, ...]:
             remedy="Give one of these",
         )
     return (asked,)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.expanduser().write_text(text, encoding="utf-8")
-    except (OSError, RuntimeError) as error:
-        raise InvalidValue(
-            field="html",
-            value=str(path),
-            limit=f"cannot be written: {error.strerror if isinstance(error, OSError) else error}",
-            remedy="Give a file in a directory that you may write to",
-        ) from error

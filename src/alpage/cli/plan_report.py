@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 
+from alpage.cli.page import to_page
 from alpage.cli.plan_bars import cost_bars, memory_bar, total_bar, waterfall
 from alpage.cli.plan_picture import layout_picture, moves_list, switch_figures
 from alpage.cli.plan_plot import draw_pareto
@@ -34,19 +34,13 @@ def to_html(result: Planned, precisions: Sequence[Precision]) -> str:
         result: what was planned.
         precisions: dtypes to choose among for other batches and numbers of devices.
     """
-    title = escape(result.title)
-    style = files("alpage.cli").joinpath("plan_report.css").read_text(encoding="utf-8")
     phases = "".join(_phase(result, one, precisions) for one in result.phases)
     both = _both(result, result.switch) if result.switch else ""
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<style>\n{style}</style></head>\n<body>{_head(result)}<main>{phases}{both}</main>"
-        "<footer>Times are computed by a model of the hardware, not measured. The layouts are "
-        "those of Pope et al. 2022, “Efficiently Scaling Transformer Inference”.</footer>"
-        "</body></html>\n"
+    footer = (
+        "Times are computed by a model of the hardware, not measured. The layouts are "
+        "those of Pope et al. 2022, “Efficiently Scaling Transformer Inference”."
     )
+    return to_page(result.title, _head(result), phases + both, footer)
 
 
 def _head(result: Planned) -> str:
@@ -63,9 +57,9 @@ def _head(result: Planned) -> str:
             f"<b>{format_seconds(result.total_s)}</b></p>{total_bar(result)}</div>"
         )
     return (
-        f'<header><p class="eyebrow">alpage plan inference</p>'
+        f'<p class="eyebrow">alpage plan inference</p>'
         f"<h1>{escape(result.model)} <span>on {escape(result.cluster.name)}</span></h1>"
-        f"{total}{links}</header>"
+        f"{total}{links}"
     )
 
 

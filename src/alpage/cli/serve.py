@@ -63,6 +63,12 @@ def serve(  # noqa: PLR0913 - options of a command
     drain_s: Annotated[
         float, typer.Option(help="Seconds that answers have when the server is told to end.")
     ] = 30.0,
+    has_vllm_metrics: Annotated[
+        bool, typer.Option("--vllm-metrics", help="Have metrics also by the names of vLLM's.")
+    ] = False,
+    logs_requests: Annotated[
+        bool, typer.Option("--log-requests", help="Print a JSON line per request on stderr.")
+    ] = False,
     seed: SeedOption = None,
 ) -> None:
     """Serve a model over HTTP, for clients of OpenAI's API. Ctrl-C or SIGTERM ends it."""
@@ -74,6 +80,8 @@ def serve(  # noqa: PLR0913 - options of a command
         names=tuple(served_model_name or [model]),
         api_keys=tuple(api_key or ([variable] if variable else [])),
         drain_s=drain_s,
+        has_vllm_metrics=has_vllm_metrics,
+        logs_requests=logs_requests,
     )
     # An address that is taken is known before the model is loaded.
     with bound(host, port) as at:

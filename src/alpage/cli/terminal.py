@@ -46,6 +46,25 @@ def working(doing: str) -> Iterator[Callable[[str], None]]:
         yield lambda line: _print(console, line)
 
 
+@contextmanager
+def counting(doing: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar of what is done, where there is a terminal to show it; the value adds to it.
+
+    Args:
+        doing: what is counted, such as "requests".
+        total: how many there are.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(doing, *columns, console=_console(), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda num_done: progress.advance(task, num_done)
+
+
 def print_text(text: str, end: str = "\n") -> None:
     """Print a model's text to stdout at once; a terminal gets no control characters from it."""
     print(text.translate(_PICTURES) if sys.stdout.isatty() else text, end=end, flush=True)

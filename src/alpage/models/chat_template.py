@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NoReturn, final
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
@@ -42,6 +42,18 @@ class ChatTemplate:
     def __init__(self, source: str) -> None:
         self.source = source
         self._code: Any = None
+        self._knows_tools: bool | None = None
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether it does anything with tools."""
+        if self._knows_tools is None:
+            try:
+                names = meta.find_undeclared_variables(_Environment().parse(self.source))
+            except TemplateError:
+                names = set()
+            self._knows_tools = "tools" in names
+        return self._knows_tools
 
     def render(
         self,

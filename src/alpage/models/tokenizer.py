@@ -78,6 +78,12 @@ class Tokenizer:
         template = self._templates.get(_DEFAULT)
         return None if template is None else template.source
 
+    @property
+    def has_tool_template(self) -> bool:
+        """Whether a chat template says what tools there are."""
+        default = self._templates.get(_DEFAULT)
+        return _TOOL_USE in self._templates or (default is not None and default.knows_tools)
+
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Return the text's token ids.
 

@@ -11,6 +11,7 @@ from alpage.lazy import lazy_names
 if TYPE_CHECKING:
     from alpage.serve.config import EngineConfig
     from alpage.serve.engine import Engine
+    from alpage.serve.guide import Guide
     from alpage.serve.llm import LLM
     from alpage.serve.outputs import CompletionOutput, RequestOutput, StreamChunk
     from alpage.serve.params import BeamSearchParams, SamplingParams
@@ -21,6 +22,7 @@ __all__ = [
     "CompletionOutput",
     "Engine",
     "EngineConfig",
+    "Guide",
     "RequestOutput",
     "SamplingParams",
     "StreamChunk",
@@ -34,6 +36,7 @@ __getattr__ = lazy_names(
         "CompletionOutput": "outputs",
         "Engine": "engine",
         "EngineConfig": "config",
+        "Guide": "guide",
         "RequestOutput": "outputs",
         "SamplingParams": "params",
         "StreamChunk": "outputs",

@@ -1,6 +1,7 @@
-"""Adjust: penalties, biases and held back ends, put on the logits of all rows of a step at once.
+"""Adjust: what requests put on the logits of a step: penalties, biases, ends held back, forms.
 
-Dims: R rows that draw, V vocabulary, A rows that are adjusted, C tokens of the adjusted rows, E
+Dims: R rows that draw, V vocabulary, G rows that may not draw every token, W bytes of a token each
+bit, A rows that are adjusted otherwise, C tokens of the adjusted rows, E
 tokens with a bias.
 """
 
@@ -20,9 +21,14 @@ def adjust(logits_RV: Tensor, rows: Sequence[Row], slots: Slots) -> Tensor:
     """Return the logits as the rows' requests want them changed; the same tensor if none does."""
     slot_R = np.array([row.slot for row in rows])
     row_A = np.flatnonzero(slots.is_adjusted_N[slot_R])
-    if not len(row_A):
+    row_G = [r for r, row in enumerate(rows) if row.allowed]
+    if not len(row_A) and not row_G:
         return logits_RV
     logits_RV = logits_RV.to(torch.float32, copy=True)
+    if row_G:
+        _forbid(logits_RV, row_G, [rows[r].allowed for r in row_G])
+    if not len(row_A):
+        return logits_RV
     context_R = np.array([row.context for row in rows])
     row_P = row_A[slots.is_penalized_N[slot_R[row_A]]]
     if len(row_P):
@@ -30,6 +36,16 @@ def adjust(logits_RV: Tensor, rows: Sequence[Row], slots: Slots) -> Tensor:
     _bias(logits_RV, row_A, slot_R, slots)
     _hold_ends(logits_RV, row_A, slot_R, context_R, slots)
     return logits_RV
+
+
+def _forbid(logits_RV: Tensor, row_G: Sequence[int], allowed: Sequence[bytes]) -> None:
+    """Give the tokens that are not allowed no chance."""
+    device = logits_RV.device
+    byte_GW = torch.from_numpy(np.stack([np.frombuffer(bits, np.uint8) for bits in allowed]))
+    place_B = torch.arange(8, dtype=torch.uint8, device=device)
+    bit_GV = (byte_GW.to(device)[:, :, None] >> place_B & 1).flatten(1)[:, : logits_RV.shape[1]]
+    index_G = torch.tensor(row_G, device=device)
+    logits_RV[index_G] = logits_RV[index_G].masked_fill(bit_GV == 0, -torch.inf)
 
 
 def _penalize(

@@ -52,6 +52,8 @@ class Row:
         num_draws: tokens to draw behind the last one; 0 while a prompt is not complete.
         prompt_targets: the tokens that follow each of `tokens` in the prompt, if their
             log-probabilities are wanted.
+        allowed: what may be drawn, a bit for each token, the first one the lowest of a byte; empty
+            where all may.
     """
 
     request_id: str
@@ -63,6 +65,7 @@ class Row:
     pages: tuple[int, ...]
     num_draws: int
     prompt_targets: tuple[int, ...] = ()
+    allowed: bytes = b""
 
     @property
     def context(self) -> int:

@@ -93,6 +93,10 @@ class BeamSearch:
         self._logprobs = [extension.logprob for extension in going_on]
         return [Child(e.parent, e.token, index) for index, e in enumerate(going_on)]
 
+    def allowed(self, index: int) -> bytes:  # noqa: ARG002 - hypotheses are free
+        """Return nothing, for all tokens may come next."""
+        return b""
+
     def abort(self) -> None:
         """End with what is finished."""
         self._is_over = True

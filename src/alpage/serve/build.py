@@ -15,6 +15,7 @@ from alpage.serve.allocation import allocating
 from alpage.serve.config import EngineConfig
 from alpage.serve.engine import Engine
 from alpage.serve.fleet import Fleet
+from alpage.serve.grammars import Grammars
 from alpage.serve.intake import Intake, Limits
 from alpage.serve.kv_memory import KvMemory, PreemptionCost
 from alpage.serve.machine import find_device, find_dtype, free_bytes
@@ -167,7 +168,8 @@ def _intake(
         vocab_size=shape.vocab_size,
         eos_ids=eos_ids,
     )
-    return Intake(limits, tokenizer, seed=config.seed)
+    grammars = None if tokenizer is None else Grammars(tokenizer, shape.vocab_size, eos_ids)
+    return Intake(limits, tokenizer, grammars=grammars, seed=config.seed)
 
 
 def _check_eos(eos_ids: frozenset[int], shape: ModelShape) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 from alpage.serve.detokenize import Decodes, Detokenizer
 from alpage.serve.outputs import (
@@ -14,6 +14,15 @@ from alpage.serve.outputs import (
     TokenLogprobs,
 )
 from alpage.serve.params import SamplingParams
+
+
+class Matches(Protocol):
+    """Where a continuation is in a form; see `grammars.Matcher`."""
+
+    allowed: bytes
+
+    def push(self, token: int) -> FinishReason | None:
+        """Take the next token; return how the text ends, if it ends with it."""
 
 
 @final
@@ -53,6 +62,7 @@ class Completion:
         ending: what ends it.
         tokenizer: None leaves the text empty.
         context: the last tokens of the prompt.
+        matcher: where it is in the form that it must have, if it must have one.
     """
 
     def __init__(
@@ -62,6 +72,7 @@ class Completion:
         ending: Ending,
         tokenizer: Decodes | None,
         context: Seq[int] = (),
+        matcher: Matches | None = None,
     ) -> None:
         self.index = index
         self.token_ids: list[int] = []
@@ -69,6 +80,7 @@ class Completion:
         self.cumulative_logprob = 0.0
         self._params = params
         self._ending = ending
+        self._matcher = matcher
         self._stop_reason: str | int | None = None
         self._logprobs: list[TokenLogprobs] = []
         self._text = ""
@@ -88,6 +100,11 @@ class Completion:
         """What `best_of` ranks by."""
         return self.cumulative_logprob / max(1, len(self.token_ids))
 
+    @property
+    def allowed(self) -> bytes:
+        """The tokens that may come next, a bit each; empty if all may."""
+        return b"" if self._matcher is None else self._matcher.allowed
+
     def push(self, token: int, logprobs: TokenLogprobs | None) -> None:
         """Take the next token, and see whether it is the last."""
         assert self.finish_reason is None, "a finished continuation takes no more tokens"
@@ -96,6 +113,8 @@ class Completion:
             self._logprobs.append(decoded(logprobs, self._tokenizer))
             self.cumulative_logprob += logprobs[token].logprob
         self.finish_reason = self._ending.reason(token, len(self.token_ids))
+        if self._matcher is not None and token not in self._ending.ids:
+            self.finish_reason = self._matcher.push(token) or self.finish_reason
         if token in self._ending.stop_ids and token not in self._ending.eos_ids:
             self._stop_reason = token
         if self._params.stop_strings or self.finish_reason is not None:
@@ -146,7 +165,8 @@ class Completion:
         if self._is_text_final or self._detokenizer is None:
             return
         end = len(self.token_ids)
-        if self.finish_reason == "stop" and not self._params.include_stop_str_in_output:
+        is_ended = self.finish_reason == "stop" and self.token_ids[-1] in self._ending.ids
+        if is_ended and not self._params.include_stop_str_in_output:
             end -= 1
         searched = len(self._text)
         self._text += self._detokenizer.push(self.token_ids[self._num_detokenized : end])

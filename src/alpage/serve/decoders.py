@@ -8,7 +8,7 @@ back: a sequence without a child is done, one with several forks.
 from collections.abc import Sequence as Seq
 from typing import Protocol, final
 
-from alpage.serve.completion import Completion, Ending, best
+from alpage.serve.completion import Completion, Ending, Matches, best
 from alpage.serve.detokenize import Decodes
 from alpage.serve.outputs import CompletionOutput, StreamChunk
 from alpage.serve.params import SamplingParams
@@ -25,6 +25,9 @@ class Decoder(Protocol):
 
     def advance(self, parents: Seq[Sequence], results: Seq[RowResult]) -> list[Child]:
         """Return the next generation of the sequences that took a step."""
+
+    def allowed(self, index: int) -> bytes:
+        """Return what continuation `index` may draw next, a bit for each token; empty if all."""
 
     def abort(self) -> None:
         """End the request where it is."""
@@ -46,10 +49,13 @@ class ParallelSampling:
         ending: Ending,
         tokenizer: Decodes | None,
         context: Seq[int] = (),
+        matchers: Seq[Matches] | None = None,
     ) -> None:
         self._n = params.n
         self._completions = [
-            Completion(index, params, ending, tokenizer, context)
+            Completion(
+                index, params, ending, tokenizer, context, matchers[index] if matchers else None
+            )
             for index in range(params.num_sequences)
         ]
         self._open: dict[int, Completion] = dict(enumerate(self._completions))
@@ -70,6 +76,10 @@ class ParallelSampling:
                 if completion.finish_reason is None:
                     children.append(Child(parent, token, index))
         return children
+
+    def allowed(self, index: int) -> bytes:
+        """Return what a continuation may draw next; at first all may draw the same."""
+        return self._completions[index].allowed
 
     def abort(self) -> None:
         """End all continuations where they are."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from alpage.errors import InvalidValue
@@ -37,13 +37,22 @@ class Engine(Serves):
         scheduler: decides steps.
         runner: makes them.
         intake: makes the requests.
+
+    Attributes:
+        num_steps: that were made.
+        num_computed_tokens: in them, of prompts and answers.
+        num_drawn_tokens: that came of them.
     """
 
     def __init__(self, scheduler: Scheduler, runner: Runs, intake: Intake) -> None:
         super().__init__(intake)
         self.scheduler = scheduler
         self.runner = runner
+        self.num_steps = 0
+        self.num_computed_tokens = 0
+        self.num_drawn_tokens = 0
         self._requests: dict[str, Request] = {}
+        self._num_guided = 0
         self._flight: _Flight | None = None
 
     @property
@@ -74,6 +83,7 @@ class Engine(Serves):
             )
         self.runner.open(request_id, request.rule)
         self._requests[request_id] = request
+        self._num_guided += request.is_guided
         self.scheduler.add(request.group)
 
     def holds(self, request_id: str) -> bool:
@@ -99,7 +109,7 @@ class Engine(Serves):
         """Decide a step and start it; return whether there was something to do."""
         assert self._flight is None, "a step has begun already"
         self._abort_abandoned()
-        batch = self.scheduler.schedule()
+        batch = self._guided(self.scheduler.schedule())
         if not batch.rows:
             return False
         with self._failing(batch):
@@ -116,8 +126,15 @@ class Engine(Serves):
         with self._failing(flight.batch):
             results = self.runner.finish()
         if observe is not None:
-            observe(flight.batch, self.scheduler.usage())
+            observe(flight.batch, self.scheduler.usage)
         return self._commit(flight, results)
+
+    def _guided(self, batch: Batch) -> Batch:
+        """Say what rows may draw whose texts must have some form."""
+        if not self._num_guided:
+            return batch
+        rows = (self._requests[row.request_id].guided(row) for row in batch.rows)
+        return replace(batch, rows=tuple(rows))
 
     @contextmanager
     def _failing(self, batch: Batch) -> Iterator[None]:
@@ -140,6 +157,9 @@ class Engine(Serves):
     def _commit(self, flight: _Flight, results: Seq[RowResult]) -> list[Request]:
         """Give every request what its rows drew, unless it was aborted meanwhile."""
         now_s = self.intake.clock()
+        self.num_steps += 1
+        self.num_computed_tokens += flight.batch.num_tokens
+        self.num_drawn_tokens += sum(row.num_draws for row in flight.batch.rows)
         by_request: dict[str, list[tuple[Row, RowResult]]] = {}
         for row, result in zip(flight.batch.rows, results, strict=True):
             by_request.setdefault(row.request_id, []).append((row, result))
@@ -162,3 +182,4 @@ class Engine(Serves):
         self.scheduler.finish(request.group)
         self.runner.close(request.request_id)
         del self._requests[request.request_id]
+        self._num_guided -= request.is_guided

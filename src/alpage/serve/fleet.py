@@ -167,7 +167,7 @@ class Fleet(Serves):
             return []
         replica = self._first(sorted(under_way, key=lambda replica: replica.turn))
 
-        def note(batch: Batch, usage: KvUsage) -> None:
+        def note(batch: Batch, usage: Callable[[], KvUsage]) -> None:
             replica.computed(batch)
             if observe is not None:
                 observe(batch, usage)

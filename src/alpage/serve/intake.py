@@ -14,6 +14,7 @@ from alpage.serve.beam import BeamSearch
 from alpage.serve.completion import Ending
 from alpage.serve.decoders import Decoder, ParallelSampling
 from alpage.serve.detokenize import Decodes
+from alpage.serve.grammars import Grammars, Matcher
 from alpage.serve.params import BeamSearchParams, SamplingParams
 from alpage.serve.request import Request
 from alpage.serve.scheduler import PATIENCE
@@ -57,6 +58,7 @@ class Intake:
     Args:
         limits: what a request may ask for.
         tokenizer: turns tokens into text; None leaves texts empty.
+        grammars: compile the forms that texts must have; None where there is no tokenizer.
         seed: where the seeds of requests without one come from.
         clock: seconds, for metrics only.
     """
@@ -66,11 +68,13 @@ class Intake:
         limits: Limits,
         tokenizer: Decodes | None,
         *,
+        grammars: Grammars | None = None,
         seed: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits
         self.clock = clock
+        self.grammars = grammars
         self._tokenizer = tokenizer
         self._seeds = np.random.default_rng(seed)
         self._arrivals = itertools.count()
@@ -125,8 +129,23 @@ class Intake:
     ) -> Decoder:
         context = prompt_tokens[-_CONTEXT_TOKENS:]
         if isinstance(params, SamplingParams):
-            return ParallelSampling(params, ending, self._tokenizer, context)
+            matchers = self._matchers(params)
+            return ParallelSampling(params, ending, self._tokenizer, context, matchers)
         return BeamSearch(params, ending, len(prompt_tokens), self._tokenizer, context)
+
+    def _matchers(self, params: SamplingParams) -> list[Matcher] | None:
+        """Return the beginning of each continuation's form, if the request wants one."""
+        if params.guide is None:
+            return None
+        if self.grammars is None:
+            raise InvalidValue(
+                field="guide",
+                value=params.guide.source,
+                limit="needs a tokenizer, and this model has none",
+                remedy="Leave it out, or get the tokenizer's files",
+            )
+        first = self.grammars.matcher(params.guide)
+        return [first, *(first.fork() for _ in range(1, params.num_sequences))]
 
     def _ending(self, prompt_tokens: Seq[int], params: SamplingParams | BeamSearchParams) -> Ending:
         num_left = self.limits.max_model_len - len(prompt_tokens)

@@ -7,13 +7,14 @@ copies. That order is right because the scheduler never sheds a sequence that ha
 in the same step.
 """
 
+from collections import deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import astuple, dataclass, fields
 from typing import final
 
 from alpage.serve.batch import Move
-from alpage.serve.pages import PagePool, common_run
+from alpage.serve.pages import NUM_LATELY, PagePool, common_run
 from alpage.serve.sequence import Sequence
 
 
@@ -63,11 +64,19 @@ class KvMemory:
         pool: the device's pages, with the prefix index.
         host: pages to swap to; may have none.
         cost: decides between swap and recompute.
+
+    Attributes:
+        num_swapped_pages: that went to the host.
+        num_copied_pages: that were copied because others held them too.
+        lately_copied: the last pages that were copied to.
     """
 
     def __init__(self, pool: PagePool, host: PagePool, cost: PreemptionCost) -> None:
         self.pool = pool
         self.num_swapped_pages = 0
+        self.num_copied_pages = 0
+        self.lately_copied: deque[int] = deque(maxlen=NUM_LATELY)
+        self.num_dropped_tokens = 0
         self._host = host
         self._cost = cost
         self._out: list[Move] = []
@@ -94,6 +103,8 @@ class KvMemory:
         """
         moves = (tuple(self._out), tuple(self._in), tuple(self._copies))
         self.num_swapped_pages += len(self._out)
+        self.num_copied_pages += len(self._copies)
+        self.lately_copied.extend(move.target for move in self._copies)
         self.pool.release(self._pinned)
         self._host.release(self._host_read)
         for used in (self._out, self._in, self._copies, self._pinned, self._host_read):
@@ -200,6 +211,7 @@ class KvMemory:
         is_gapless = not sequence.host_pages or sequence.host_start == sequence.num_computed
         if swap_s > recompute_s or len(pages) > self._host.num_free or not is_gapless:
             self._drop_host(sequence)
+            self.num_dropped_tokens += num_tokens
             return
         hosts = [self._host.allocate() for _ in pages]
         self._out += [Move(page, host) for page, host in zip(pages, hosts, strict=True)]

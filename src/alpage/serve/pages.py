@@ -21,8 +21,8 @@ Invariants (checked by `PagePool.check`, attacked by tests/unit/serve/test_pages
 
 import hashlib
 from array import array
-from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -30,6 +30,8 @@ _DIGEST_BYTES = 16
 # Pages that continue the same prefix with the same token, looked at newest first: a bound on the
 # search.
 _MAX_TAIL_CANDIDATES = 16
+# Pages to which something happened of late, kept for those who look on.
+NUM_LATELY = 256
 
 
 @final
@@ -65,6 +67,10 @@ class PagePool:
         first: number of the first page; pools side by side number theirs on.
         key: secret for the digests, at most 64 bytes.
         has_prefix_cache: whether freed pages keep what they hold until they are needed.
+
+    Attributes:
+        num_evicted: cached pages that were given out for something else.
+        lately_evicted: the last of them.
     """
 
     def __init__(
@@ -78,6 +84,9 @@ class PagePool:
     ) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
+        self.first = first
+        self.num_evicted = 0
+        self.lately_evicted: deque[int] = deque(maxlen=NUM_LATELY)
         self._key = key
         self._has_prefix_cache = has_prefix_cache
         self._numbers = range(first, first + num_pages)
@@ -105,13 +114,20 @@ class PagePool:
         """How many holders a page has."""
         return self._refs[page]
 
+    def all_refs(self) -> Collection[int]:
+        """How many holders each page has, in the order of their numbers."""
+        return self._refs.values()
+
     def allocate(self) -> int:
         """Take a free page, with one reference; what it cached is forgotten.
 
         The caller has checked `num_free`.
         """
         page, _ = self._free.popitem(last=False)
-        self.forget(page)
+        if page in self._entries:
+            self.forget(page)
+            self.num_evicted += 1
+            self.lately_evicted.append(page)
         self._refs[page] = 1
         return page
 
@@ -200,6 +216,10 @@ class PagePool:
             del self._continuations[entry.parent, entry.tokens[0]]
         if entry.digest is not None:
             del self._by_digest[entry.digest]
+
+    def indexed_pages(self) -> Collection[int]:
+        """The pages that the prefix index knows, held or free."""
+        return self._entries.keys()
 
     def reset(self) -> None:
         """Forget all cached prefixes; pages that are held stay held."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, final
 
 from alpage.errors import InvalidValue
+from alpage.serve.guide import Guide
 
 MAX_SEQUENCES_PER_REQUEST = 64
 MAX_LOGPROBS = 64
@@ -53,6 +54,7 @@ class SamplingParams:
             chosen token and of this many likeliest ones.
         prompt_logprobs: the same for the prompt's tokens.
         skip_special_tokens: leave special tokens out of the text.
+        guide: the form that the text must have, and ends with.
 
     Raises:
         InvalidValue: a value is out of range.
@@ -78,6 +80,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
         _whole("n", self.n, 1, MAX_SEQUENCES_PER_REQUEST)
@@ -103,6 +106,8 @@ class SamplingParams:
                 _whole(name, value, 0, MAX_LOGPROBS)
         for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
             _kind(name, getattr(self, name), (bool,), "True or False")
+        if self.guide is not None:
+            _kind("guide", self.guide, (Guide,), "a Guide, such as Guide.regex(...)")
 
     @property
     def num_sequences(self) -> int:

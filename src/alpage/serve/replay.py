@@ -170,7 +170,7 @@ def replay(
 def _step(engine: Serves, steps: list[StepSample], clock: Callable[[], float]) -> list[Request]:
     seen: list[tuple[Batch, KvUsage]] = []
     begin_s = clock()
-    advanced = engine.step(lambda batch, usage: seen.append((batch, usage)))
+    advanced = engine.step(lambda batch, usage: seen.append((batch, usage())))
     duration_s = clock() - begin_s
     steps += [to_sample(batch, usage, duration_s) for batch, usage in seen]
     return advanced

@@ -1,6 +1,7 @@
 """Request: one request from arrival to answer, as the engine sees it."""
 
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from typing import final
 
 from alpage.serve.batch import Row
@@ -8,6 +9,7 @@ from alpage.serve.completion import decoded
 from alpage.serve.decoders import Decoder
 from alpage.serve.detokenize import Decodes
 from alpage.serve.outputs import RequestMetrics, RequestOutput, StreamChunk, TokenLogprobs
+from alpage.serve.params import SamplingParams
 from alpage.serve.results import RowResult
 from alpage.serve.sequence import Child, Group, Sequence
 from alpage.serve.slots import DrawRule
@@ -29,11 +31,11 @@ class Request:
     ) -> None:
         self.group = group
         self.rule = rule
+        self.arrival_s = arrival_s
         self.token_times_s: list[float] = []
         self._decoder = decoder
         self._prompt = prompt
         self._tokenizer = tokenizer
-        self._arrival_s = arrival_s
         # By position, so that a prompt computed again after a preemption changes nothing.
         num_wanted = len(group.prompt_tokens) if group.wants_prompt_logprobs else 0
         self._prompt_logprobs: list[TokenLogprobs | None] = [None] * num_wanted
@@ -44,6 +46,11 @@ class Request:
         return self.group.request_id
 
     @property
+    def is_guided(self) -> bool:
+        """Whether its text must have some form."""
+        return isinstance(self.rule.params, SamplingParams) and self.rule.params.guide is not None
+
+    @property
     def is_finished(self) -> bool:
         """Whether `output` has all that there will be."""
         return self._decoder.is_finished
@@ -52,6 +59,11 @@ class Request:
     def prompt_logprobs(self) -> tuple[TokenLogprobs | None, ...] | None:
         """Those of the prompt, if asked for; complete once a token is drawn."""
         return tuple(self._prompt_logprobs) or None
+
+    def guided(self, row: Row) -> Row:
+        """Return a row of a step that knows what it may draw."""
+        allowed = self._decoder.allowed(row.index) if row.num_draws else b""
+        return replace(row, allowed=allowed) if allowed else row
 
     def advance(
         self, rows: Seq[tuple[Row, RowResult]], now_s: float
@@ -92,9 +104,9 @@ class Request:
             outputs=tuple(self._decoder.outputs()),
             prompt_logprobs=self.prompt_logprobs,
             metrics=RequestMetrics(
-                arrival_s=self._arrival_s,
+                arrival_s=self.arrival_s,
                 first_token_s=times_s[0] if times_s else None,
-                finished_s=times_s[-1] if times_s else self._arrival_s,
+                finished_s=times_s[-1] if times_s else self.arrival_s,
                 cached_tokens=self.group.num_cached_tokens,
             ),
         )

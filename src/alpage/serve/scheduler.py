@@ -68,6 +68,7 @@ class Scheduler:
         assert max_num_batched_tokens >= max_num_seqs, "every running sequence must fit in a step"
         self.memories = memories
         self.num_preemptions = 0
+        self.num_swap_preemptions = 0
         self._max_num_batched_tokens = max_num_batched_tokens
         self._free_slots = list(reversed(range(max_num_seqs)))
         self._queue: list[Group] = []
@@ -86,6 +87,16 @@ class Scheduler:
     def num_running(self) -> int:
         """Requests that have been admitted and are not finished."""
         return len(self._admitted)
+
+    @property
+    def waiting(self) -> Seq[Group]:
+        """Requests that have not been admitted yet, in the order of service."""
+        return self._queue
+
+    @property
+    def running(self) -> Seq[Group]:
+        """Requests that have been admitted and are not finished, in the order of service."""
+        return self._admitted
 
     def add(self, group: Group) -> None:
         """Queue a request; the caller has checked that its pages and slots exist."""
@@ -340,8 +351,9 @@ class Scheduler:
             if self._shed(memory, victim.sequences, num_pages):
                 return True
             for other in reversed(victim.sequences):
-                self.num_preemptions += other.is_running
+                was_running = other.is_running
                 memory.shed_all(other)
+                self._note_preemption(other, was_running=was_running)
             if memory.num_free >= num_pages:
                 return True
         if group.is_lockstep:
@@ -354,10 +366,15 @@ class Scheduler:
         for sequence in reversed(sequences):
             was_running = sequence.is_running
             memory.shed_tail(sequence, num_pages - memory.num_free)
-            self.num_preemptions += was_running and not sequence.is_running
+            self._note_preemption(sequence, was_running=was_running)
             if memory.num_free >= num_pages:
                 return True
         return False
+
+    def _note_preemption(self, sequence: Sequence, *, was_running: bool) -> None:
+        if was_running and not sequence.is_running:
+            self.num_preemptions += 1
+            self.num_swap_preemptions += bool(sequence.host_pages)
 
     def _end(self, group: Group, sequence: Sequence) -> None:
         """Take everything from a sequence that is done. Tails of beams are not worth caching."""

@@ -15,8 +15,9 @@ from alpage.serve.request import Request
 if TYPE_CHECKING:
     from alpage.serve.engine import Engine
 
-# Sees a step once it has run and before it is committed, and the memory that it ran in.
-Observe: TypeAlias = Callable[[Batch, KvUsage], None]
+# Sees a step once it has run and before it is committed, and may ask for the memory that it ran in,
+# for which all pages are looked at.
+Observe: TypeAlias = Callable[[Batch, Callable[[], KvUsage]], None]
 
 
 class Serves(ABC):

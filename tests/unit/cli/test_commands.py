@@ -46,6 +46,7 @@ def test_offers_what_it_has_always_offered(golden):
         ("plan", "inference", "--help"),
         ("plan", "inference", "--model", "palm-540b", "--cluster", "tpu-v4-64"),
         ("bench", "offline", "--help"),
+        ("bench", "serve", "--help"),
     ],
     ids=" ".join,
 )

@@ -126,7 +126,7 @@ def test_the_observer_sees_each_step_with_its_own_memory():
     fleet.add([1], GREEDY)
     seen = []
     while fleet.has_unfinished:
-        fleet.step(lambda batch, usage: seen.append((batch, usage)))
+        fleet.step(lambda batch, usage: seen.append((batch, usage())))
     assert len(seen) == sum(runner.num_steps for runner in runners) == 16
     for batch, usage in seen:
         assert usage.num_filled_slots == batch.rows[0].context

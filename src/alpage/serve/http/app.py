@@ -11,7 +11,10 @@ from alpage.serve.http.answers import Answer
 from alpage.serve.http.bodies import Bodies
 from alpage.serve.http.events import EventStream, waiting
 from alpage.serve.http.guard import Guard
+from alpage.serve.http.live import add_live
+from alpage.serve.http.metrics import CONTENT_TYPE
 from alpage.serve.http.openapi import body_of
+from alpage.serve.http.page_files import add_page
 from alpage.serve.http.refusals import Refusal, draining, failed, lost, refusal_of
 from alpage.serve.http.replies import ModelList
 from alpage.serve.http.schema import (
@@ -22,14 +25,18 @@ from alpage.serve.http.schema import (
 )
 from alpage.serve.http.service import Service
 from alpage.serve.http.ticket import Ticket
+from alpage.serve.http.visits import visit_of
 from alpage.version import __version__
+
+# What a step of many tokens may take; metrics do not wait for an engine that is stuck.
+_PATIENCE_S = 1.0
 
 
 def make_app(service: Service) -> FastAPI:
     """Return the ASGI application of a service, whose loop runs as long as it is asked."""
     # The pages that show the routes load scripts from elsewhere; the document itself is there.
     app = FastAPI(title="alpage", version=__version__, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, keys=service.settings.api_keys)
+    app.add_middleware(Guard, keys=service.settings.api_keys, ended=service.visits.ended)
     for kind, handler in (
         (Refusal, _refused),
         (AlpageError, _wrong),
@@ -41,6 +48,8 @@ def make_app(service: Service) -> FastAPI:
     _add_models(app, service)
     _add_generation(app, service)
     _add_tokens(app, service)
+    add_live(app, service)
+    add_page(app)
     return app
 
 
@@ -66,6 +75,12 @@ def _add_states(app: FastAPI, service: Service) -> None:
         """Say which version this is."""
         return _json({"version": __version__})
 
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Tell Prometheus how it goes."""
+        usage = await service.loop.usage(_PATIENCE_S)
+        return Response(service.metrics.text(usage), media_type=CONTENT_TYPE)
+
 
 def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
@@ -83,6 +98,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     bodies = Bodies(service.settings)
 
     async def answered(request: Request, ticket: Ticket, answer: Answer) -> Response:
+        visit_of(request.scope).ticket = ticket
         if ticket.is_streamed:
             return EventStream(ticket, answer, service.settings.keep_alive_s)
         async with waiting(ticket, request.receive):
@@ -131,18 +147,19 @@ def _stalled(stall_s: float) -> Refusal:
 # -- errors ----------------------------------------------------------------------------------------
 
 
-def _respond(refusal: Refusal) -> Response:
+def _respond(request: Request, refusal: Refusal) -> Response:
+    visit_of(request.scope).code = refusal.code
     return Response(refusal.body, refusal.status, refusal.headers, media_type="application/json")
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal), "what it is registered for"
-    return _respond(error)
+    return _respond(request, error)
 
 
-async def _wrong(_request: Request, error: Exception) -> Response:
+async def _wrong(request: Request, error: Exception) -> Response:
     assert isinstance(error, AlpageError), "what it is registered for"
-    return _respond(refusal_of(error))
+    return _respond(request, refusal_of(error))
 
 
 async def _unrouted(request: Request, error: Exception) -> Response:
@@ -151,9 +168,10 @@ async def _unrouted(request: Request, error: Exception) -> Response:
     is_method = error.status_code == 405
     message = f"Not allowed: {place}." if is_method else f"Invalid URL ({place})."
     code = "method_not_allowed" if is_method else "unknown_url"
-    return _respond(Refusal(error.status_code, message, code=code, headers=error.headers))
+    refusal = Refusal(error.status_code, message, code=code, headers=error.headers)
+    return _respond(request, refusal)
 
 
-async def _broken(_request: Request, _error: Exception) -> Response:
+async def _broken(request: Request, _error: Exception) -> Response:
     # It is raised again behind this answer, and logged there.
-    return _respond(failed())
+    return _respond(request, failed())

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from alpage.serve.guide import Guide
 from alpage.serve.http.refusals import Refusal, invalid, unsupported
 from alpage.serve.http.schema import ChatRequest, CompletionRequest, Generates
 from alpage.serve.intake import Limits
@@ -29,7 +30,7 @@ _DRAWING: Final = (
 
 
 def completion_params(
-    asked: CompletionRequest, num_prompt_tokens: int, limits: Limits
+    asked: CompletionRequest, num_prompt_tokens: int, limits: Limits, guide: Guide | None = None
 ) -> SamplingParams | BeamSearchParams:
     """Return what a completion asks for, of a prompt of that many tokens.
 
@@ -46,14 +47,14 @@ def completion_params(
         # The prompt alone is of interest; its last logits come with a token all the same.
         max_tokens = 1
     _check_length("prompt", "max_tokens", num_prompt_tokens, max_tokens, limits)
-    own: dict[str, Any] = {"logprobs": asked.logprobs}
+    own: dict[str, Any] = {"logprobs": asked.logprobs, "guide": guide}
     if asked.echo:
         own["prompt_logprobs"] = asked.logprobs
     return _params(asked, own, max_tokens, limits)
 
 
 def chat_params(
-    asked: ChatRequest, num_prompt_tokens: int, limits: Limits
+    asked: ChatRequest, num_prompt_tokens: int, limits: Limits, guide: Guide | None = None
 ) -> SamplingParams | BeamSearchParams:
     """Return what a chat asks for, of a prompt of that many tokens.
 
@@ -74,7 +75,9 @@ def chat_params(
     num_left = max(1, limits.max_model_len - num_prompt_tokens)
     max_tokens = num_left if given is None else given
     _check_length("messages", field, num_prompt_tokens, max_tokens, limits)
-    own = {"logprobs": asked.top_logprobs or 0} if asked.logprobs else {}
+    own: dict[str, Any] = {"guide": guide}
+    if asked.logprobs:
+        own["logprobs"] = asked.top_logprobs or 0
     return _params(asked, own, max_tokens, limits)
 
 
@@ -90,9 +93,6 @@ def check_generates(asked: Generates) -> None:
     if options is not None and options.continuous_usage_stats and not options.include_usage:
         message = "'continuous_usage_stats' needs 'include_usage' to be true."
         raise invalid(message, "stream_options.continuous_usage_stats")
-    if asked.response_format is not None and asked.response_format.type != "text":
-        limit = f"of type '{asked.response_format.type}' is not supported: only 'text' is"
-        raise unsupported("response_format", limit)
     n, best_of = asked.n or 1, asked.best_of
     if asked.stream and best_of is not None and best_of > n:
         message = "'best_of' above 'n' cannot be streamed: the best are known at the end."
@@ -105,13 +105,10 @@ def check_chat(asked: ChatRequest) -> None:
     Raises:
         Refusal: it asks for that.
     """
-    if asked.tools:
-        raise unsupported("tools", "is not supported")
     if asked.functions:
-        raise unsupported("functions", "is not supported")
-    for name in ("tool_choice", "function_call"):
-        if getattr(asked, name) not in (None, "none", "auto"):
-            raise unsupported(name, "needs tools, which are not supported")
+        raise unsupported("functions", "is not supported: 'tools' is")
+    if asked.function_call not in (None, "none", "auto"):
+        raise unsupported("function_call", "is not supported: 'tool_choice' is")
     if not asked.messages:
         raise invalid("'messages' must hold at least one message.", "messages")
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import final
 
+from msgspec import UNSET
+
 from alpage.serve.http.answers import Answer
 from alpage.serve.http.logprobs import chat_logprobs
 from alpage.serve.http.replies import (
@@ -15,8 +17,10 @@ from alpage.serve.http.replies import (
     ChatReply,
 )
 from alpage.serve.http.schema import ChatRequest
+from alpage.serve.http.speech import Speech
 from alpage.serve.http.texts import Texts
 from alpage.serve.http.ticket import Ask, Piece
+from alpage.serve.http.tools import Tooling
 from alpage.serve.outputs import RequestOutput, StreamChunk
 
 
@@ -29,11 +33,20 @@ class ChatCompletionAnswer(Answer):
         asked: the request.
         asks: the conversation, as the engine got it.
         texts: spell tokens.
+        tooling: the tools that may be called.
     """
 
-    def __init__(self, model: str, asked: ChatRequest, asks: Sequence[Ask], texts: Texts) -> None:
+    def __init__(
+        self,
+        model: str,
+        asked: ChatRequest,
+        asks: Sequence[Ask],
+        texts: Texts,
+        tooling: Tooling | None,
+    ) -> None:
         super().__init__("chatcmpl-", model, asked, asks)
         self._texts = texts
+        self._speeches = [Speech(tooling) for _ in range(self.num_choices)]
         self._num_top = asked.top_logprobs or 0
         self._begun: set[int] = set()
 
@@ -41,16 +54,7 @@ class ChatCompletionAnswer(Answer):
         """Return the chat completion."""
         (piece,) = self.pieces(outputs)
         self.count(piece)
-        choices = [
-            ChatChoice(
-                index=chunk.index,
-                message=ChatAnswer(content=chunk.text),
-                logprobs=self._logprobs(chunk),
-                finish_reason=chunk.finish_reason,
-                stop_reason=chunk.stop_reason,
-            )
-            for chunk in piece.chunks
-        ]
+        choices = [self._choice(chunk) for chunk in piece.chunks]
         if self.returns_token_ids:
             for choice, chunk in zip(choices, piece.chunks, strict=True):
                 choice.token_ids = chunk.token_ids
@@ -69,24 +73,45 @@ class ChatCompletionAnswer(Answer):
             if chunk.index not in self._begun:
                 self._begun.add(chunk.index)
                 yield self._part(chunk.index, ChatDelta(role="assistant", content=""))
+            speech = self._speeches[chunk.index]
+            text, calls = speech.take(chunk)
             logprobs = self._logprobs(chunk)
-            if chunk.text or logprobs or self.returns_token_ids:
-                part = self._part(chunk.index, ChatDelta(content=chunk.text))
+            if text or logprobs or self.returns_token_ids:
+                part = self._part(chunk.index, ChatDelta(content=text))
                 (choice,) = part.choices
                 choice.logprobs = logprobs
                 if self.returns_token_ids:
                     choice.token_ids = chunk.token_ids
                 yield part
+            for call in calls:
+                yield self._part(chunk.index, ChatDelta(tool_calls=[call]))
             if chunk.finish_reason is not None:
                 part = self._part(chunk.index, ChatDelta())
                 (choice,) = part.choices
-                choice.finish_reason, choice.stop_reason = chunk.finish_reason, chunk.stop_reason
+                choice.finish_reason = speech.finish_reason(chunk)
+                choice.stop_reason = chunk.stop_reason
                 yield part
 
     def last(self) -> ChatChunk:
         """Return the part that tells the usage."""
         return ChatChunk(
             id=self.id, created=self.created, model=self.model, choices=[], usage=self.usage
+        )
+
+    def _choice(self, chunk: StreamChunk) -> ChatChoice:
+        speech = self._speeches[chunk.index]
+        text, calls = speech.take(chunk)
+        message = ChatAnswer(content=None if calls and not text else text)
+        if calls:
+            for call in calls:
+                call.index = UNSET
+            message.tool_calls = calls
+        return ChatChoice(
+            index=chunk.index,
+            message=message,
+            logprobs=self._logprobs(chunk),
+            finish_reason=speech.finish_reason(chunk),
+            stop_reason=chunk.stop_reason,
         )
 
     def _part(self, index: int, delta: ChatDelta) -> ChatChunk:

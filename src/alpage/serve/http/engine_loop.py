@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import Final, Literal, TypeAlias, final
+from typing import Final, Literal, TypeAlias, TypeVar, final
 
 from alpage.errors import AlpageError, RankLost
 from alpage.serve.http.refusals import (
@@ -24,10 +24,13 @@ from alpage.serve.http.refusals import (
     overloaded,
     refusal_of,
 )
+from alpage.serve.http.tallies import Reason, Tallies
 from alpage.serve.http.ticket import Ask, Piece, Ticket
+from alpage.serve.kv_memory import KvUsage
 from alpage.serve.request import Request
 from alpage.serve.serves import Serves
 
+_T = TypeVar("_T")
 State: TypeAlias = Literal["running", "stalled", "lost", "draining"]
 
 _LOG: Final = logging.getLogger(__name__)
@@ -66,6 +69,7 @@ class EngineLoop:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = engine.limits
+        self.tallies = Tallies(engine)
         self._engine = engine
         self._max_open_sequences = max_open_sequences
         self._stall_s = stall_s
@@ -127,6 +131,31 @@ class EngineLoop:
         self._inbox.put(partial(self._take, ticket))
         return ticket
 
+    async def ask(self, question: Callable[[Serves], _T]) -> _T:
+        """Return what a question that changes nothing finds out of the engine, between two steps.
+
+        Raises:
+            Refusal: the engine is lost.
+        """
+        if self._is_lost:
+            raise lost()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[_T] = loop.create_future()
+        self._inbox.put(partial(self._answer, question, answer, loop))
+        return await answer
+
+    async def usage(self, patience_s: float) -> KvUsage | None:
+        """Return what is in KV memory between two steps; None if that does not come in time."""
+
+        def look(engine: Serves) -> KvUsage:
+            return KvUsage.total([each.scheduler.usage() for each in engine.engines])
+
+        try:
+            async with asyncio.timeout(patience_s):
+                return await self.ask(look)
+        except (TimeoutError, Refusal):
+            return None
+
     def refuse_all(self) -> None:
         """Answer everything that is under way with an error, now."""
         for ticket in tuple(self._tickets):
@@ -139,7 +168,7 @@ class EngineLoop:
 
     def _abandon(self, ticket: Ticket) -> None:
         self._forget(ticket)
-        self._inbox.put(partial(self._drop, ticket))
+        self._inbox.put(partial(self._drop, ticket, "abort"))
 
     def _forget(self, ticket: Ticket) -> None:
         if ticket in self._tickets:
@@ -205,18 +234,33 @@ class EngineLoop:
             self._entries[request.request_id] = _Entry(request, ticket, number)
         self._say(ticket, ticket.accept)
 
-    def _drop(self, ticket: Ticket) -> None:
+    def _answer(
+        self,
+        question: Callable[[Serves], _T],
+        answer: asyncio.Future[_T],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Answer whoever asked; a question that fails is no harm to the engine."""
+        try:
+            tell = partial(answer.set_result, question(self._engine))
+        except Exception as error:  # noqa: BLE001 - it is raised where it was asked
+            tell = partial(answer.set_exception, error)
+        # Whoever asked may have gone.
+        self._call(loop, lambda: None if answer.done() else tell())
+
+    def _drop(self, ticket: Ticket, reason: Reason) -> None:
         """Abort what is left of a ticket; its pages are free at once."""
         for request_id, entry in tuple(self._entries.items()):
             if entry.ticket is ticket:
                 del self._entries[request_id]
+                self.tallies.ended(request_id, reason)
                 if not self._is_lost and self._engine.holds(request_id):
                     self._engine.abort(request_id)
 
     def _step(self) -> None:
-        num_engines = len(self._engine.engines)
+        num_engines, begin_s = len(self._engine.engines), self._clock()
         try:
-            advanced = self._engine.step()
+            advanced = self._engine.step(self.tallies.computed)
         except Exception as error:  # noqa: BLE001 - it is the step's, and the next may be well
             _LOG.exception("a step failed")
             # A fleet parts with a replica that is lost; the last one stays, and is of no use.
@@ -226,12 +270,14 @@ class EngineLoop:
             self._end(hit, lost() if is_lost else failed())
             return
         self._progress_s = self._clock()
+        self.tallies.stepped(begin_s, self._progress_s)
         for request in advanced:
             self._note(request)
         self._tell()
 
     def _note(self, request: Request) -> None:
         """Keep what a request gained, if it is of interest."""
+        self.tallies.advanced(request)
         entry = self._entries[request.request_id]
         is_finished = request.is_finished
         if not is_finished and not entry.ticket.is_streamed:
@@ -243,6 +289,8 @@ class EngineLoop:
             prompt_logprobs=request.prompt_logprobs if is_first else None,
             output=request.output() if is_finished else None,
         )
+        if piece.output is not None:
+            self.tallies.finished(piece.output)
         self._news.setdefault(entry.ticket, []).append(piece)
         if is_finished:
             del self._entries[request.request_id]
@@ -267,7 +315,7 @@ class EngineLoop:
         for ticket in tickets:
             self._say(ticket, partial(self._fail, [ticket], error))
         for ticket in tickets:
-            self._drop(ticket)
+            self._drop(ticket, "error")
 
     def _say(self, ticket: Ticket, word: Callable[[], None]) -> None:
         self._call(ticket.loop, word)

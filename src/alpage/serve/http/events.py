@@ -12,15 +12,16 @@ from starlette.types import Receive, Scope, Send
 from alpage.serve.http.answers import Answer
 from alpage.serve.http.refusals import Refusal
 from alpage.serve.http.ticket import Ticket
+from alpage.serve.http.visits import visit_of
 
-_HEADERS: Final = [
+EVENT_HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     # Proxies that would wait for more are asked not to.
     (b"x-accel-buffering", b"no"),
 ]
 _END: Final = b"data: [DONE]\n\n"
-_STILL_HERE: Final = b": still here\n\n"
+STILL_HERE: Final = b": still here\n\n"
 
 
 @asynccontextmanager
@@ -56,16 +57,17 @@ class EventStream(Response):
         self._answer = answer
         self._keep_alive_s = keep_alive_s
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send what comes; before the engine has taken the request, it may still be refused."""
         async with waiting(self._ticket, receive):
             await self._ticket.accepted()
-            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+            await send({"type": "http.response.start", "status": 200, "headers": EVENT_HEADERS})
             try:
                 await self._send_parts(send)
             except Refusal as refusal:
-                await _send(send, _event(refusal.body))
-            await _send(send, _END)
+                visit_of(scope).code = refusal.code
+                await send_part(send, event_of(refusal.body))
+            await send_part(send, _END)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_parts(self, send: Callable[[Any], Awaitable[None]]) -> None:
@@ -75,16 +77,18 @@ class EventStream(Response):
             if not pieces and ticket.is_finished:
                 break
             parts = [part for piece in pieces for part in answer.parts(piece)]
-            events = b"".join(_event(msgspec.json.encode(part)) for part in parts)
+            events = b"".join(event_of(msgspec.json.encode(part)) for part in parts)
             if events or not pieces:
-                await _send(send, events or _STILL_HERE)
+                await send_part(send, events or STILL_HERE)
         if answer.has_usage:
-            await _send(send, _event(msgspec.json.encode(answer.last())))
+            await send_part(send, event_of(msgspec.json.encode(answer.last())))
 
 
-def _event(data: bytes) -> bytes:
+def event_of(data: bytes) -> bytes:
+    """Return data as one event."""
     return b"data: " + data + b"\n\n"
 
 
-async def _send(send: Callable[[Any], Awaitable[None]], data: bytes) -> None:
+async def send_part(send: Callable[[Any], Awaitable[None]], data: bytes) -> None:
+    """Send what is not the last of an answer."""
     await send({"type": "http.response.body", "body": data, "more_body": True})

@@ -2,15 +2,19 @@
 
 import hmac
 import secrets
+from collections.abc import Callable
 from typing import Final, final
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alpage.serve.http.refusals import Refusal
+from alpage.serve.http.visits import Visit, begin_visit
 
-# What asks whether the server lives has no key.
-_OPEN_PATHS: Final = frozenset({"/health", "/ready"})
+_UNKNOWN: Final = "invalid_api_key"
+# What asks whether the server lives has no key, and a browser has none before it has the page.
+_OPEN_PATHS: Final = frozenset({"/health", "/ready", "/"})
+_OPEN_FOLDER: Final = "/page/"
 
 
 @final
@@ -20,10 +24,12 @@ class Guard:
     Args:
         app: the other.
         keys: of which a request has to bring one; none: all may pass.
+        ended: takes each visit when it is over.
     """
 
-    def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, keys: tuple[str, ...], ended: Callable[[Visit], None]) -> None:
         self._app = app
+        self._ended = ended
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -31,17 +37,29 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        name = secrets.token_hex(8).encode()
+        name = secrets.token_hex(8)
+        visit = begin_visit(scope, name)
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", name)]
+                visit.status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
             await send(message)
 
-        if scope["path"] in _OPEN_PATHS or self._is_known(scope):
-            await self._app(scope, receive, send_named)
-            return
-        await _unknown().__call__(scope, receive, send_named)
+        path = scope["path"]
+        is_open = path in _OPEN_PATHS or path.startswith(_OPEN_FOLDER)
+        try:
+            if is_open or self._is_known(scope):
+                await self._app(scope, receive, send_named)
+            else:
+                visit.code = _UNKNOWN
+                await _unknown().__call__(scope, receive, send_named)
+        except Exception:
+            # It is answered behind us.
+            visit.status, visit.code = 500, "internal_error"
+            raise
+        finally:
+            self._ended(visit)
 
     def _is_known(self, scope: Scope) -> bool:
         if not self._keys:
@@ -57,7 +75,7 @@ def _unknown() -> Response:
     refusal = Refusal(
         401,
         "Incorrect API key, or none. Send the header 'Authorization: Bearer KEY'.",
-        code="invalid_api_key",
+        code=_UNKNOWN,
     )
     headers = {"WWW-Authenticate": "Bearer"}
     return Response(refusal.body, 401, headers, media_type="application/json")

@@ -73,6 +73,11 @@ class Refusal(Exception):
         self.detail = ErrorDetail(message, kind, param, code)
 
     @property
+    def code(self) -> str:
+        """The word for it, that of its sort where it has no other."""
+        return self.detail.code or self.detail.type
+
+    @property
     def body(self) -> bytes:
         """The error as JSON."""
         return msgspec.json.encode(ErrorBody(self.detail))

@@ -97,12 +97,31 @@ class ChatLogprobs(msgspec.Struct):
 
 
 @final
+class CalledFunction(msgspec.Struct):
+    """A function, and its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+@final
+class ToolCallReply(msgspec.Struct, kw_only=True):
+    """A call of a tool; in a stream it says which one it is."""
+
+    id: str
+    function: CalledFunction
+    type: str = "function"
+    index: int | UnsetType = UNSET
+
+
+@final
 class ChatAnswer(msgspec.Struct, kw_only=True):
     """The message that a model answers with."""
 
-    content: str
+    content: str | None
     role: str = "assistant"
     refusal: None = None
+    tool_calls: Sequence[ToolCallReply] | UnsetType = UNSET
 
 
 @final
@@ -111,6 +130,7 @@ class ChatDelta(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: Sequence[ToolCallReply] | UnsetType = UNSET
 
 
 @final

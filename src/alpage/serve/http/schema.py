@@ -20,10 +20,32 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 @final
+class JsonSchemaFormat(msgspec.Struct):
+    """JSON of a schema; what of it cannot be kept is refused where it is strict."""
+
+    name: str
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+@final
 class ResponseFormat(msgspec.Struct):
     """How an answer is to be written."""
 
     type: str
+    json_schema: JsonSchemaFormat | None = None
+
+
+@final
+class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
+    """The same in vLLM's words: one of them."""
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
 
 
 class Generates(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -57,6 +79,7 @@ class Generates(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     # Of no effect here.
     user: str | None = None
 
@@ -79,6 +102,56 @@ class TextPart(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fiel
 
 
 @final
+class FunctionDefinition(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """A function that a model may call; `parameters` is the schema of its arguments."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+@final
+class Tool(msgspec.Struct, forbid_unknown_fields=True):
+    """A tool, of the one kind there is."""
+
+    function: FunctionDefinition
+    type: Literal["function"]
+
+
+@final
+class FunctionName(msgspec.Struct, forbid_unknown_fields=True):
+    """A function by its name."""
+
+    name: str
+
+
+@final
+class NamedChoice(msgspec.Struct, forbid_unknown_fields=True):
+    """The one tool that is to be called."""
+
+    function: FunctionName
+    type: Literal["function"]
+
+
+@final
+class FunctionCall(msgspec.Struct):
+    """A call of a function; its arguments are JSON as text. Clients add what they made of them."""
+
+    name: str
+    arguments: str
+
+
+@final
+class ToolCall(msgspec.Struct):
+    """A call that the assistant has made."""
+
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+@final
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One message of a conversation."""
 
@@ -86,8 +159,13 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     content: str | list[TextPart] | None = None
     name: str | None = None
     refusal: str | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    # Of no effect: what clients send back of an answer that had none of it, or made of its text.
+    parsed: Any = None
+    audio: None = None
+    annotations: list[Any] | None = None
+    function_call: None = None
 
 
 @final
@@ -100,15 +178,15 @@ class ChatRequest(Generates):
     top_logprobs: int | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
     function_call: Any = None
     # Of no effect here.
     metadata: dict[str, str] | None = None
     store: bool | None = None
     service_tier: str | None = None
-    parallel_tool_calls: bool | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
 

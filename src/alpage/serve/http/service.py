@@ -14,6 +14,8 @@ from alpage.serve.http.asking import (
 from alpage.serve.http.chat_answer import ChatCompletionAnswer
 from alpage.serve.http.completion_answer import CompletionAnswer
 from alpage.serve.http.engine_loop import EngineLoop
+from alpage.serve.http.guiding import Guides, guide_of
+from alpage.serve.http.metrics import Metrics
 from alpage.serve.http.refusals import invalid, unknown_model
 from alpage.serve.http.replies import ModelCard, Text, Tokens
 from alpage.serve.http.schema import (
@@ -26,6 +28,8 @@ from alpage.serve.http.schema import (
 from alpage.serve.http.settings import Settings
 from alpage.serve.http.texts import Texts, check_prompt_ids, prompts_of
 from alpage.serve.http.ticket import Ask, Ticket
+from alpage.serve.http.tools import chat_guide, check_beams, tooling_of
+from alpage.serve.http.visits import Visits
 from alpage.serve.params import BeamSearchParams, SamplingParams
 from alpage.serve.serves import Serves
 
@@ -47,10 +51,19 @@ class Service:
         self.settings = settings
         self.limits = engine.limits
         self.texts = Texts(tokenizer, engine.limits)
+        self.guides = Guides(engine.intake.grammars, settings.guide_timeout_s)
         self.loop = EngineLoop(
             engine,
             max_open_sequences=engine.limits.max_num_seqs * (1 + settings.queue_factor),
             stall_s=settings.stall_s,
+        )
+        self.visits = Visits(is_logged=settings.logs_requests)
+        self.metrics = Metrics(
+            engine,
+            self.loop.tallies,
+            self.visits,
+            model=settings.names[0],
+            has_vllm_names=settings.has_vllm_metrics,
         )
         self._created = int(time.time())
 
@@ -69,6 +82,7 @@ class Service:
                 f"'prompt' has {len(prompts)} prompts; up to {self.settings.max_prompts} may be."
             )
             raise invalid(message, "prompt")
+        guide = await self.guides.compiled(*guide_of(asked))
         asks = []
         for prompt in prompts:
             if isinstance(prompt, str):
@@ -79,7 +93,7 @@ class Service:
             else:
                 tokens = prompt
             check_prompt_ids(tokens, self.limits)
-            params = completion_params(asked, len(tokens), self.limits)
+            params = completion_params(asked, len(tokens), self.limits, guide)
             asks.append(_ask(asked, tokens, params, prompt if isinstance(prompt, str) else None))
         answer = CompletionAnswer(model, asked, asks, self.texts)
         return self.loop.open(asks, is_streamed=bool(asked.stream)), answer
@@ -94,14 +108,20 @@ class Service:
         model = self._model(asked.model)
         check_generates(asked)
         check_chat(asked)
+        tooling = tooling_of(asked)
+        check_beams(asked, tooling)
         tokens = await self.texts.encode_chat(
             asked.messages,
             add_generation_prompt=asked.add_generation_prompt,
             continue_final_message=asked.continue_final_message,
             add_special_tokens=asked.add_special_tokens,
+            tools=None if tooling is None else tooling.plain,
         )
-        asks = [_ask(asked, tokens, chat_params(asked, len(tokens), self.limits), None)]
-        answer = ChatCompletionAnswer(model, asked, asks, self.texts)
+        form = chat_guide(tooling, self.texts.tool_style, guide_of(asked))
+        guide = await self.guides.compiled(*form)
+        params = chat_params(asked, len(tokens), self.limits, guide)
+        asks = [_ask(asked, tokens, params, None)]
+        answer = ChatCompletionAnswer(model, asked, asks, self.texts, tooling)
         return self.loop.open(asks, is_streamed=bool(asked.stream)), answer
 
     async def tokenize(self, asked: TokenizeRequest) -> Tokens:

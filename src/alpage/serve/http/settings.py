@@ -22,7 +22,10 @@ class Settings:
         queue_factor: continuations that wait, for each that can run: more are sent away.
         stall_s: seconds without a step, while there is work, after which the server is not healthy.
         drain_s: seconds that running requests have when the server is told to end.
+        guide_timeout_s: seconds that a schema, regex or grammar of a request may take to compile.
         keep_alive_s: seconds of silence after which a stream says that it is alive.
+        has_vllm_metrics: whether metrics that vLLM has too are also there by its names.
+        logs_requests: whether each request gets a line on stderr.
 
     Raises:
         InvalidValue: a value is out of range.
@@ -36,7 +39,10 @@ class Settings:
     queue_factor: int = 4
     stall_s: float = 60.0
     drain_s: float = 30.0
+    guide_timeout_s: float = 2.0
     keep_alive_s: float = 15.0
+    has_vllm_metrics: bool = False
+    logs_requests: bool = False
 
     def __post_init__(self) -> None:
         for field, values in (("names", self.names), ("api_keys", self.api_keys)):
@@ -50,7 +56,7 @@ class Settings:
         _between("max_body_bytes", self.max_body_bytes, 1024, 2**30)
         _between("max_prompts", self.max_prompts, 1, 2**16)
         _between("queue_factor", self.queue_factor, 0, 2**16)
-        for name in ("body_timeout_s", "stall_s", "drain_s", "keep_alive_s"):
+        for name in ("body_timeout_s", "stall_s", "drain_s", "guide_timeout_s", "keep_alive_s"):
             _between(name, getattr(self, name), 0.0, _MAX_S)
 
 

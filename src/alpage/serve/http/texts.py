@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, final
 
 from alpage.errors import Unsupported
-from alpage.serve.http.refusals import Refusal, invalid, unsupported
+from alpage.serve.http.conversation import plain_messages, told
+from alpage.serve.http.refusals import invalid
 from alpage.serve.http.schema import ChatMessage, CompletionRequest, Prompt
+from alpage.serve.http.tool_calls import OPEN
+from alpage.serve.http.tools import HERMES, LIST, LLAMA, ToolStyle
 from alpage.serve.intake import Limits
 
 if TYPE_CHECKING:
@@ -74,25 +77,40 @@ class Texts:
         add_generation_prompt: bool | None,
         continue_final_message: bool | None,
         add_special_tokens: bool | None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """Return the prompt that a conversation is, as token ids.
+
+        Tools, calls and results are put into words if the model's template knows none.
 
         Raises:
             Refusal: a message holds what is not supported, or they cannot fit.
             Unsupported: the model has no chat template.
             InvalidValue: the template refuses the messages.
         """
-        plain = [_plain(number, message) for number, message in enumerate(messages)]
+        plain: Sequence[Mapping[str, Any]] = plain_messages(messages)
+        if not self.tokenizer.has_tool_template:
+            plain, tools = told(plain, tools), None
         # A template is the model's, and may take long.
         text = await asyncio.to_thread(
             self.tokenizer.apply_chat_template,
             plain,
             add_generation_prompt=add_generation_prompt is not False,
             continue_final_message=bool(continue_final_message),
+            tools=tools,
         )
         return await self.encode(
             text, param="messages", add_special_tokens=bool(add_special_tokens)
         )
+
+    @property
+    def tool_style(self) -> ToolStyle:
+        """How the model writes calls, as far as its template tells."""
+        tokenizer = self.tokenizer
+        template = tokenizer.chat_template or ""
+        if not tokenizer.has_tool_template or OPEN in template:
+            return HERMES
+        return LLAMA if "ipython" in template else LIST
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Return the text of tokens, none without a tokenizer."""
@@ -145,22 +163,3 @@ def check_prompt_ids(ids: Sequence[int], limits: Limits, *, param: str = "prompt
             f"'{param}' has the token id {stranger}; ids go from 0 to {limits.vocab_size - 1}."
         )
         raise invalid(message, param)
-
-
-def _plain(number: int, message: ChatMessage) -> Mapping[str, Any]:
-    """Return a message as templates know it."""
-    if message.tool_calls or message.role == "tool":
-        raise _unsupported_message(number)
-    content = message.content
-    if content is None and message.role != "assistant":
-        message_path = f"messages[{number}].content"
-        raise invalid(f"'{message_path}' must be a text or a list of parts.", message_path)
-    if isinstance(content, list):
-        content = "".join(part.text for part in content)
-    role = "system" if message.role == "developer" else message.role
-    named = {} if message.name is None else {"name": message.name}
-    return {"role": role, "content": content or ""} | named
-
-
-def _unsupported_message(number: int) -> Refusal:
-    return unsupported(f"messages[{number}]", "is about tools, which are not supported")

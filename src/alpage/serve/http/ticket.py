@@ -60,8 +60,8 @@ class Ticket:
         self.is_streamed = is_streamed
         self.loop = asyncio.get_running_loop()
         self.is_accepted = False
+        self.finished: list[RequestOutput] = []
         self._abandon = abandon
-        self._num_unfinished = len(asks)
         self._arrived: list[Piece] = []
         self._error: Refusal | None = None
         self._is_closed = False
@@ -75,7 +75,8 @@ class Ticket:
     @property
     def is_finished(self) -> bool:
         """Whether nothing more will come."""
-        return not self._num_unfinished or self._error is not None or self._is_closed
+        has_all = len(self.finished) == len(self.asks)
+        return has_all or self._error is not None or self._is_closed
 
     async def accepted(self) -> None:
         """Wait until the engine has all prompts.
@@ -140,7 +141,7 @@ class Ticket:
     def put(self, pieces: Sequence[Piece]) -> None:
         """Something came of them."""
         self._arrived.extend(pieces)
-        self._num_unfinished -= sum(piece.output is not None for piece in pieces)
+        self.finished += [piece.output for piece in pieces if piece.output is not None]
         self._news.set()
 
     def fail(self, error: Refusal) -> None:

@@ -1,0 +1,286 @@
+"""Soak: a server under mixed load for long, with clients that leave and clients that send nonsense.
+
+    python -m benchmarks.soak [MODEL] [--minutes 30] [--kill] [--serve-options "..."]
+
+At the end every request has had an answer, no page is held, and memory has not grown; else the
+status is 1. With --kill the engine is cut over two processes, and once a minute one of them is
+killed: what was under way is answered with an error, nothing is left of the server when it is told
+to end, and the next one serves at the same port.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import re
+import signal
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+import httpx
+
+from alpage.load import server_of
+from alpage.units import MiB
+from benchmarks.soak_acts import Act, Unanswered, acts
+
+_ANSWER_S = 120.0
+_SAMPLE_S = 1.0
+# Memory is compared between the second quarter of a run and the last: before, buffers fill.
+_MIN_SAMPLES = 40
+_SHOWN_SAMPLES = 24
+_MAX_GROWTH_BYTES = 24 * MiB
+# No failure of the server's: what it says of it, to whom a killed engine owes an answer.
+_KILLED = {"500", "503", "stream failed: engine_lost", "stream failed: internal_error"}
+_FINE = {"200", "400", "404", "413", "415", "429", "left"}
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A soak.
+
+    Attributes:
+        model: that is served.
+        duration_s: seconds of load, without those in which servers start and end.
+        kill_every_s: seconds between the kills of a rank; None: none is killed.
+        num_clients: that act at a time.
+        options: of `alpage serve`.
+        seed: of what clients do.
+    """
+
+    model: str
+    duration_s: float
+    kill_every_s: float | None = None
+    num_clients: int = 24
+    options: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@final
+@dataclass(slots=True)
+class Report:
+    """What was seen.
+
+    Attributes:
+        answers: how many acts came to which end, by the act's name.
+        problems: what should not have been.
+        memory: bytes that the server's processes held, of each server in turn.
+        num_kills: ranks that were killed.
+    """
+
+    answers: Counter[tuple[str, str]] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    memory: list[list[int]] = field(default_factory=list)
+    num_kills: int = 0
+
+
+@final
+class Soak:
+    """Clients that act on one server after another."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.report = Report()
+        self._plan = plan
+        self._may_act = asyncio.Event()
+        self._is_killed = False
+        self._is_over = False
+        self._num_acting = 0
+        self._url = ""
+
+    async def run(self) -> Report:
+        """Return what was seen of the whole plan."""
+        clients = [asyncio.create_task(self._act(n)) for n in range(self._plan.num_clients)]
+        port, left_s, every_s = 0, self._plan.duration_s, self._plan.kill_every_s
+        while left_s > 0:
+            is_killed = every_s is not None and every_s < left_s
+            life_s = min(left_s, every_s or left_s)
+            port = await self._life(port, life_s, is_killed=is_killed)
+            left_s -= life_s
+        self._is_over = True
+        self._may_act.set()
+        await asyncio.gather(*clients)
+        return self.report
+
+    async def _life(self, port: int, duration_s: float, *, is_killed: bool) -> int:
+        """Have a server under load for some seconds, and perhaps kill it; return its port."""
+        plan, said = self._plan, list[str]()
+        options = ("--port", str(port), *plan.options)
+        async with AsyncExitStack() as stack:
+            server = server_of(plan.model, options, said.append)
+            self._url, pid = await asyncio.to_thread(server.__enter__)
+            stack.push_async_callback(asyncio.to_thread, server.__exit__, None, None, None)
+            self._is_killed = False
+            self._may_act.set()
+            watcher = asyncio.create_task(self._watch(pid))
+            await asyncio.sleep(duration_s)
+            if is_killed:
+                await self._kill(pid)
+            self._may_act.clear()
+            await self._until(lambda: self._num_acting == 0, "a client waits still")
+            watcher.cancel()
+            if not is_killed:
+                await self._check_idle()
+                self.report.problems += [line for line in said if line.startswith("ERROR")][:5]
+            family = _family(pid)
+        await self._until(lambda: not any(map(_is_alive, family)), "a process is left")
+        self._check_memory()
+        return int(self._url.rpartition(":")[2])
+
+    async def _act(self, number: int) -> None:
+        """Act until the soak is over, one act after another."""
+        draw = random.Random(self._plan.seed * 1_000 + number)
+        weights, known = zip(*acts(has_chat=True), strict=True)
+        while True:
+            await self._may_act.wait()
+            if self._is_over:
+                return
+            self._num_acting += 1
+            async with httpx.AsyncClient(base_url=self._url, timeout=_ANSWER_S) as client:
+                for _ in range(draw.randint(1, 10)):
+                    if self._may_act.is_set():
+                        await self._once(draw.choices(known, weights)[0], client, draw)
+            self._num_acting -= 1
+
+    async def _once(self, act: Act, client: httpx.AsyncClient, draw: random.Random) -> None:
+        name = act.__name__
+        try:
+            end = await act(client, draw)
+        except (Unanswered, httpx.HTTPError, OSError) as error:
+            end = "no answer"
+            self.report.problems.append(f"{name}: {type(error).__name__}: {error}")
+        self.report.answers[name, end] += 1
+        if end not in _FINE and not (end in _KILLED and self._is_killed):
+            self.report.problems.append(f"{name}: {end}")
+
+    async def _kill(self, pid: int) -> None:
+        """Kill a rank; the server says that it is lost."""
+        ranks = sorted(_family(pid) - {pid})
+        assert ranks, "an engine that is killed has a process of its own: --devices"
+        self._is_killed = True
+        os.kill(random.Random(self.report.num_kills).choice(ranks), signal.SIGKILL)
+        self.report.num_kills += 1
+        async with httpx.AsyncClient(base_url=self._url, timeout=_ANSWER_S) as client:
+
+            async def is_lost() -> bool:
+                return (await client.get("/health")).status_code == httpx.codes.SERVICE_UNAVAILABLE
+
+            await self._until(is_lost, "the server does not notice that its engine is lost")
+
+    async def _check_idle(self) -> None:
+        """Nothing is held once nobody waits."""
+        async with httpx.AsyncClient(base_url=self._url, timeout=_ANSWER_S) as client:
+
+            async def is_idle() -> bool:
+                text = (await client.get("/metrics")).text
+                names = ("requests_running", "requests_waiting", "kv_pages_held")
+                return not any(float(re.search(rf"alpage_{n}{{.*}} (.*)", text)[1]) for n in names)
+
+            await self._until(is_idle, "pages are held, and nobody waits")
+
+    async def _watch(self, pid: int) -> None:
+        """Note how much memory there is in use."""
+        samples: list[int] = []
+        self.report.memory.append(samples)
+        while True:
+            samples.append(sum(map(_memory_bytes, _family(pid))))
+            await asyncio.sleep(_SAMPLE_S)
+
+    def _check_memory(self) -> None:
+        samples = self.report.memory[-1]
+        if len(samples) < _MIN_SAMPLES:
+            return
+        quarter = len(samples) // 4
+        before = statistics.median(samples[quarter : 2 * quarter])
+        after = statistics.median(samples[-quarter:])
+        if after - before > _MAX_GROWTH_BYTES:
+            grown = f"from {before / MiB:.0f} to {after / MiB:.0f} MiB"
+            self.report.problems.append(f"memory has grown {grown}")
+
+    async def _until(self, is_so: Callable[[], bool | Awaitable[bool]], problem: str) -> None:
+        """Wait for what has to come; what does not come is a problem."""
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                while True:
+                    answer = is_so()
+                    if answer if isinstance(answer, bool) else await answer:
+                        return
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            self.report.problems.append(problem)
+
+
+def _family(pid: int) -> set[int]:
+    """Return a process, those that it has started, and theirs."""
+    found, parents = {pid}, {pid}
+    while parents:
+        parents = {
+            int(child)
+            for parent in parents
+            for task in Path(f"/proc/{parent}/task").glob("*/children")
+            for child in task.read_text().split()
+        } - found
+        found |= parents
+    return found
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def _memory_bytes(pid: int) -> int:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def to_text(report: Report) -> str:
+    """Return a report for people."""
+    lines = [f"{name:12} {end:32} {n:>8,}" for (name, end), n in sorted(report.answers.items())]
+    lines.append(f"{report.answers.total():,} acts, {report.num_kills} kills")
+    for samples in report.memory:
+        shown = samples[:: -(-len(samples) // _SHOWN_SAMPLES) or 1]
+        lines.append(f"memory in MiB: {' '.join(f'{each / MiB:.0f}' for each in shown)}")
+    lines += [f"PROBLEM {problem}" for problem in report.problems[:20]]
+    lines.append(f"{len(report.problems)} problems")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Soak a server, and print what was seen."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("model", nargs="?", default="smollm2-135m")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--kill", action="store_true", help="kill a rank once a minute")
+    parser.add_argument("--clients", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--serve-options", default="--max-num-seqs 16 --kv-memory 256MiB")
+    options = parser.parse_args()
+    plan = Plan(
+        model=options.model,
+        duration_s=60 * options.minutes,
+        kill_every_s=60.0 if options.kill else None,
+        num_clients=options.clients,
+        options=(*options.serve_options.split(), *(("--devices", "2") * options.kill)),
+        seed=options.seed,
+    )
+    report = asyncio.run(Soak(plan).run())
+    print(to_text(report))
+    sys.exit(1 if report.problems else 0)
+
+
+if __name__ == "__main__":
+    main()

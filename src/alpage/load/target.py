@@ -1,0 +1,239 @@
+"""Target: a server with OpenAI's interface, asked for one streamed completion at a time."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, TypeAlias, final
+
+import httpx
+import msgspec
+
+from alpage.errors import InvalidValue
+from alpage.load.outcome import Outcome
+from alpage.workload_file import RequestSpec
+
+Body: TypeAlias = Mapping[str, Any]
+
+_DATA = b"data:"
+_END = b"[DONE]"
+_MAX_KIND_CHARACTERS = 60
+
+
+@final
+class _Choice(msgspec.Struct):
+    index: int = 0
+    text: str = ""
+    token_ids: list[int] | None = None
+    finish_reason: str | None = None
+
+
+@final
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@final
+class _Error(msgspec.Struct):
+    code: str | int | None = None
+    type: str | None = None
+    message: str = ""
+
+
+@final
+class _Part(msgspec.Struct):
+    """What is of interest in an event of a stream."""
+
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: _Error | None = None
+
+
+_decode_part = msgspec.json.Decoder(_Part).decode
+
+
+@final
+class _Models(msgspec.Struct):
+    data: list[dict[str, Any]]
+
+
+def to_body(spec: RequestSpec, prompt: str | list[int], extra: Body) -> Body:
+    """Return what a completion of a workload's request asks for.
+
+    Args:
+        spec: the request.
+        prompt: text or token ids.
+        extra: fields that are added, or replace those that are here.
+    """
+    body: dict[str, Any] = {"prompt": prompt, "max_tokens": spec.output_tokens}
+    if spec.beam_width is not None:
+        body |= {"n": spec.beam_width, "use_beam_search": True}
+    else:
+        body |= {"n": spec.n, "temperature": 0.0 if spec.n == 1 else 1.0}
+    streamed = {"stream": True, "stream_options": {"include_usage": True}}
+    # A field that is null is one that a server without it should not see.
+    fields = body | streamed | dict(extra)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+@final
+class Target:
+    """A server; `async with` opens the connections to it.
+
+    Args:
+        url: of the server, with or without /v1.
+        model: what it calls the model; None: the first that it lists.
+        api_key: what it asks for.
+        timeout_s: seconds that a request may take, from its sending.
+
+    Raises:
+        InvalidValue: the address is none.
+    """
+
+    def __init__(
+        self, url: str, *, model: str | None, api_key: str | None, timeout_s: float
+    ) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._model = model
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        try:
+            self._client = httpx.AsyncClient(
+                base_url=self.url,
+                headers=headers,
+                timeout=None,  # that of a whole request is kept elsewhere
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise self._unreachable(str(error)) from None
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> "Target":
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(self, *raised: Any) -> None:
+        await self._client.__aexit__(*raised)
+
+    async def check(self) -> str:
+        """Return what the server calls its model.
+
+        Raises:
+            InvalidValue: it cannot be reached, refuses, or lists no model.
+        """
+        if self._model is None:
+            try:
+                answer = await self._client.get("/v1/models", timeout=self._timeout_s)
+                answer.raise_for_status()
+                models = msgspec.json.decode(answer.content, type=_Models)
+                self._model = str(models.data[0]["id"])
+            except httpx.HTTPStatusError as error:
+                raise self._unreachable(f"answers {error.response.status_code}") from None
+            except httpx.HTTPError as error:
+                raise self._unreachable(str(error) or type(error).__name__) from None
+            except (msgspec.DecodeError, IndexError, KeyError):
+                raise self._unreachable("lists no models as OpenAI does") from None
+        return self._model
+
+    async def send(self, body: Body, arrival_s: float, start_s: float) -> Outcome:
+        """Send a request now, and return what came of it.
+
+        Args:
+            body: its fields, but for the model.
+            arrival_s: when it was to be sent, after the start.
+            start_s: the start, by `time.perf_counter`.
+        """
+        reading = _Reading(start_s)
+        sent_s = time.perf_counter() - start_s
+        try:
+            request = {"model": self._model, **body}
+            async with (
+                asyncio.timeout(self._timeout_s),
+                self._client.stream("POST", "/v1/completions", json=request) as answer,
+            ):
+                if answer.status_code == httpx.codes.OK:
+                    await reading.read(answer)
+                else:
+                    await answer.aread()
+                    reading.failure = f"HTTP {answer.status_code}{_code_of(answer.content)}"
+        except TimeoutError:
+            reading.failure = f"no answer within {self._timeout_s:g} s"
+        except httpx.ConnectError:
+            reading.failure = "no connection"
+        except httpx.HTTPError as error:
+            reading.failure = f"connection lost: {type(error).__name__}"
+        return Outcome(
+            arrival_s=arrival_s,
+            sent_s=sent_s,
+            ended_s=time.perf_counter() - start_s,
+            part_times_s=[reading.times_s[index] for index in sorted(reading.times_s)],
+            prompt_tokens=reading.usage.prompt_tokens,
+            output_tokens=reading.usage.completion_tokens or reading.num_parts,
+            failure=reading.failure,
+        )
+
+    def _unreachable(self, why: str) -> InvalidValue:
+        return InvalidValue(
+            field="target",
+            value=self.url,
+            limit=f"cannot be used: {why}",
+            remedy="Give the address of a server with OpenAI's interface, such as "
+            "http://127.0.0.1:8000, and --api-key if it wants one",
+        )
+
+
+@final
+class _Reading:
+    """A stream of events as it comes."""
+
+    def __init__(self, start_s: float) -> None:
+        self.times_s: dict[int, list[float]] = {}
+        self.usage = _Usage()
+        self.failure: str | None = None
+        self._start_s = start_s
+        self._has_ended = False
+
+    @property
+    def num_parts(self) -> int:
+        """Parts that brought something."""
+        return sum(map(len, self.times_s.values()))
+
+    async def read(self, answer: httpx.Response) -> None:
+        """Read to the end of the stream, and note when what came."""
+        rest = b""
+        async for data in answer.aiter_bytes():
+            # All that came at once, came now.
+            now_s = time.perf_counter() - self._start_s
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if line.startswith(_DATA):
+                    self._note(line.removeprefix(_DATA).strip(), now_s)
+        if not self._has_ended and self.failure is None:
+            self.failure = "stream cut off"
+
+    def _note(self, data: bytes, now_s: float) -> None:
+        if data == _END:
+            self._has_ended = True
+            return
+        try:
+            part = _decode_part(data)
+        except msgspec.DecodeError:
+            self.failure = "unreadable part of a stream"
+            return
+        if part.error is not None:
+            kind = part.error.code or part.error.type or part.error.message
+            self.failure = f"failed in its stream: {kind}"[:_MAX_KIND_CHARACTERS]
+        if part.usage is not None:
+            self.usage = part.usage
+        for choice in part.choices:
+            if choice.text or choice.token_ids:
+                self.times_s.setdefault(choice.index, []).append(now_s)
+
+
+def _code_of(data: bytes) -> str:
+    """Return the code of an error's body, behind a blank, if it has one."""
+    try:
+        error = _decode_part(data).error
+    except msgspec.DecodeError:
+        return ""
+    kind = None if error is None else error.code or error.type
+    return "" if kind is None else f" {kind}"[:_MAX_KIND_CHARACTERS]

@@ -1,0 +1,127 @@
+"""Guiding: what form a request's texts must have, compiled beside the asyncio loop."""
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, final
+
+from alpage.errors import InvalidValue
+from alpage.serve.grammars import Grammars
+from alpage.serve.guide import Guide
+from alpage.serve.http.refusals import Refusal, invalid, unsupported
+from alpage.serve.http.schema import Generates, ResponseFormat, StructuredOutputs
+
+# Compiling takes milliseconds. What takes longer is not waited for, and ends by itself.
+_NUM_THREADS: Final = 2
+
+
+@final
+class Guides:
+    """Compiles what requests ask for, so that the engine finds it done.
+
+    Args:
+        grammars: the engine's; None if the model has no tokenizer.
+        timeout_s: seconds that one may take.
+    """
+
+    def __init__(self, grammars: Grammars | None, timeout_s: float) -> None:
+        self._grammars = grammars
+        self._timeout_s = timeout_s
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="guide")
+
+    async def compiled(self, guide: Guide | None, param: str) -> Guide | None:
+        """Return a guide that can be followed.
+
+        Args:
+            guide: None is returned as it is.
+            param: the field of the request that it came from.
+
+        Raises:
+            Refusal: it cannot be followed, or is not compiled in time.
+        """
+        if guide is None:
+            return None
+        if self._grammars is None:
+            raise unsupported(param, "needs a tokenizer, and this model has none")
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._grammars.prepare)
+        work = loop.run_in_executor(self._threads, self._grammars.matcher, guide)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await work
+        except InvalidValue as error:
+            raise invalid(str(error), param) from error
+        except TimeoutError:
+            message = f"'{param}' could not be compiled within {self._timeout_s:g} s. Simplify it."
+            raise invalid(message, param) from None
+        return guide
+
+
+def guide_of(asked: Generates) -> tuple[Guide | None, str]:
+    """Return the form that a request asks for, and the field that says so.
+
+    Raises:
+        Refusal: it makes no sense, or there are two.
+    """
+    format_, structured = asked.response_format, asked.structured_outputs
+    has_format = format_ is not None and format_.type != "text"
+    if structured is None:
+        param = "response_format"
+    elif has_format:
+        raise invalid("Give either 'response_format' or 'structured_outputs'.", "response_format")
+    else:
+        param = "structured_outputs"
+    guide: Guide | None = None
+    try:
+        if format_ is not None and has_format:
+            guide = _of_format(format_)
+        elif structured is not None:
+            guide = _of_outputs(structured)
+    except InvalidValue as error:
+        raise invalid(str(error), param) from error
+    if guide is not None and asked.use_beam_search:
+        raise unsupported(param, "cannot go together with 'use_beam_search'")
+    return guide, param
+
+
+def _of_format(format_: ResponseFormat) -> Guide:
+    if format_.type == "json_object":
+        return Guide.json_object()
+    if format_.type != "json_schema":
+        limit = f"of type '{format_.type}' is not known: text, json_object and json_schema are"
+        raise unsupported("response_format", limit)
+    wanted = format_.json_schema
+    if wanted is None or wanted.schema is None:
+        param = "response_format.json_schema" + ("" if wanted is None else ".schema")
+        raise _missing(param)
+    return Guide.json(wanted.schema if wanted.strict else lenient(wanted.schema))
+
+
+def lenient(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a schema of which is kept what can be, without a complaint about the rest."""
+    return {"x-guidance": {"lenient": True}, **schema}
+
+
+def _of_outputs(outputs: StructuredOutputs) -> Guide:
+    given = {
+        name: value
+        for name in ("json", "regex", "choice", "grammar", "json_object")
+        if (value := getattr(outputs, name)) not in (None, False)
+    }
+    if len(given) != 1:
+        raise invalid(
+            "'structured_outputs' must have one of json, regex, choice, grammar and json_object.",
+            "structured_outputs",
+        )
+    if outputs.json is not None:
+        return Guide.json(outputs.json)
+    if outputs.regex is not None:
+        return Guide.regex(outputs.regex)
+    if outputs.choice is not None:
+        return Guide.choice(outputs.choice)
+    return Guide.json_object() if outputs.grammar is None else Guide.grammar(outputs.grammar)
+
+
+def _missing(param: str) -> Refusal:
+    message = f"Missing required parameter: '{param}'."
+    return invalid(message, param, "missing_required_parameter")
