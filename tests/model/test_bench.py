@@ -11,6 +11,7 @@ from alpage import LLM
 from alpage.cli.bench import bench_app
 from alpage.errors import InvalidValue
 from alpage.runtime import Ceilings, measure_ceilings
+from alpage.runtime.ceilings import int8_load
 from alpage.serve.batch import Batch, Row
 from alpage.serve.bench import Figures, Footprint, to_figures
 from alpage.serve.kv_memory import KvUsage
@@ -25,6 +26,7 @@ from alpage.serve.replay import (
     to_sample,
     warm_up,
 )
+from alpage.serve.runs import Profile
 from alpage.workload import ModelShape
 from alpage.workload_file import RequestSpec
 from tiny_llama import make_tiny_llama
@@ -263,3 +265,31 @@ def test_ceilings_come_from_the_best_of_repeats(monkeypatch):
     ceilings = measure_ceilings(torch.device("cpu"), torch.float32)
     assert ceilings.matmul_flops_per_s == pytest.approx(2 * 10**3 / 0.2)
     assert ceilings.memory_bytes_per_s == pytest.approx(1000 / 0.1)
+
+
+def test_ceiling_of_8_bits_is_measured_with_8_bits(monkeypatch):
+    monkeypatch.setattr("alpage.runtime.ceilings._MATRIX_SIZE", {"cpu": 64})
+    load = int8_load(torch.device("cpu"), torch.bfloat16)
+    assert load.amount == 2 * 64**3
+    assert load.run().shape == (64, 64)
+
+
+def test_weights_in_8_bits_count_one_byte_but_for_the_vocabulary():
+    shape = ModelShape(
+        num_layers=1,
+        d_model=2,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=2,
+        d_ff=4,
+        num_ffn_matrices=3,
+        vocab_size=10,
+        is_tied=False,
+    )
+    profile = Profile(
+        shape=shape, dtype=torch.bfloat16, device=torch.device("cpu"), quantization="int8"
+    )
+    num_vocab = 2 * 10 * 2
+    expected = (shape.num_parameters - num_vocab + 2 * num_vocab) / shape.num_parameters
+    assert profile.weight_element_bytes == pytest.approx(expected)
+    assert dataclasses.replace(profile, quantization=None).weight_element_bytes == 2

@@ -1,5 +1,7 @@
 """Blocks as one native program against the same blocks by one call after the other."""
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -205,3 +207,13 @@ def test_what_lives_at_one_time_lies_apart(lifetimes, multiple):
 def test_buffers_that_repeat_take_their_place_again():
     layers = [Lifetime(2 * n + k, 2 * n + k + 1, 64) for n in range(30) for k in range(2)]
     assert place(layers, 64)[1] == 128
+
+
+def test_process_that_ends_with_a_model_in_memory_says_nothing(tmp_path):
+    make_tiny_llama(tmp_path)
+    command = [sys.executable, "-m", "alpage", "generate", str(tmp_path), "--prompt", "Hi"]
+    options = ["--kv-memory", "4MiB", "--dtype", "bfloat16", "--device", "cpu"]
+    done = subprocess.run(
+        [*command, *options, "--max-tokens", "2"], capture_output=True, text=True, check=True
+    )
+    assert "leak" not in done.stderr

@@ -18,6 +18,7 @@ from alpage.cli.options import (
     LayoutOption,
     ModelArgument,
     PrefillLayoutOption,
+    QuantizationOption,
     ReplicasOption,
     StagesOption,
 )
@@ -47,6 +48,7 @@ def offline(  # noqa: PLR0913 - options of a command
     model: ModelArgument = DEFAULT_MODEL,
     is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     dtype: DtypeOption = "auto",
+    quantization: QuantizationOption = None,
     device: DeviceOption = "auto",
     devices: DevicesOption = 1,
     replicas: ReplicasOption = 1,
@@ -71,6 +73,7 @@ def offline(  # noqa: PLR0913 - options of a command
     path = resolve(model)
     config = EngineConfig(
         dtype=dtype,
+        quantization=quantization,  # type: ignore[arg-type]
         device=device,
         devices=devices,
         replicas=replicas,

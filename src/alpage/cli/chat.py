@@ -25,6 +25,7 @@ from alpage.cli.options import (
     KvMemoryOption,
     LayoutOption,
     ModelArgument,
+    QuantizationOption,
     ReplicasOption,
     SeedOption,
     StagesOption,
@@ -57,6 +58,7 @@ def chat(  # noqa: PLR0913 - options of a command
     seed: SeedOption = None,
     is_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a turn.")] = False,
     dtype: DtypeOption = "auto",
+    quantization: QuantizationOption = None,
     device: DeviceOption = "auto",
     devices: DevicesOption = 1,
     replicas: ReplicasOption = 1,
@@ -75,6 +77,7 @@ def chat(  # noqa: PLR0913 - options of a command
     llm = load_llm(
         model,
         dtype=dtype,
+        quantization=quantization,
         device=device,
         devices=devices,
         replicas=replicas,

@@ -17,6 +17,7 @@ from alpage.cli.options import (
     KvMemoryOption,
     LayoutOption,
     ModelArgument,
+    QuantizationOption,
     ReplicasOption,
     SeedOption,
     StagesOption,
@@ -70,6 +71,7 @@ def generate(  # noqa: PLR0913 - options of a command
     ] = None,
     is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     dtype: DtypeOption = "auto",
+    quantization: QuantizationOption = None,
     device: DeviceOption = "auto",
     devices: DevicesOption = 1,
     replicas: ReplicasOption = 1,
@@ -93,6 +95,7 @@ def generate(  # noqa: PLR0913 - options of a command
     llm = load_llm(
         model,
         dtype=dtype,
+        quantization=quantization,
         device=device,
         devices=devices,
         replicas=replicas,

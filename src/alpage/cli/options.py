@@ -25,6 +25,10 @@ KvMemoryOption: TypeAlias = Annotated[
     str | None,
     typer.Option(help="Memory for keys and values, such as 2GiB.", show_default="what is free"),
 ]
+QuantizationOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="int8 keeps matrices in 8 bits.", show_default="as dtype says"),
+]
 DevicesOption: TypeAlias = Annotated[
     int, typer.Option(help="Processes that the model is cut over, on a CPU.")
 ]

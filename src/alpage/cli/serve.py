@@ -15,6 +15,7 @@ from alpage.cli.options import (
     KvMemoryOption,
     LayoutOption,
     ModelArgument,
+    QuantizationOption,
     ReplicasOption,
     SeedOption,
     StagesOption,
@@ -49,6 +50,7 @@ def serve(  # noqa: PLR0913 - options of a command
         ),
     ] = None,
     dtype: DtypeOption = "auto",
+    quantization: QuantizationOption = None,
     device: DeviceOption = "auto",
     devices: DevicesOption = 1,
     replicas: ReplicasOption = 1,
@@ -88,6 +90,7 @@ def serve(  # noqa: PLR0913 - options of a command
         llm = load_llm(
             model,
             dtype=dtype,
+            quantization=quantization,
             device=device,
             devices=devices,
             replicas=replicas,

@@ -256,6 +256,8 @@ void add_program(nb::module_& m) {
 } // namespace alpage
 
 NB_MODULE(_kernels, m) {
+    // A process may end while models are in memory.
+    nb::set_leak_warnings(false);
     const auto free_gil = nb::call_guard<nb::gil_scoped_release>();
     m.def("isa", [] { return alpage::isas().front(); });
     m.def("isas", alpage::isas);

@@ -13,6 +13,7 @@ from typing import final
 import torch
 import torch.nn.functional as F
 
+from alpage.ops.linear import linear, packed
 from alpage.units import MiB
 
 # Large enough that launch and packing do not count, small enough for several repeats a second.
@@ -59,6 +60,17 @@ def matmul_load(device: torch.device, dtype: torch.dtype) -> Load:
     return Load(run=lambda: F.linear(x_MK, w_NK), amount=2 * size**3)
 
 
+def int8_load(device: torch.device, dtype: torch.dtype) -> Load:
+    """Return the product of a matrix in 8 bits, by our kernels where these serve."""
+    size = _MATRIX_SIZE[device.type]
+    x_MK = torch.randn(size, size, device=device).to(dtype)
+    w_NK = torch.randint(-127, 128, (size, size), device=device).to(torch.int8)
+    weight = packed(w_NK, torch.ones(size, device=device, dtype=dtype))
+    if weight is None:
+        return matmul_load(device, dtype)
+    return Load(run=lambda: linear(x_MK, weight), amount=2 * size**3)
+
+
 def read_load(device: torch.device, *, num_readers: int = 1) -> Load:
     """Return the read of a buffer, and its bytes.
 
@@ -74,10 +86,19 @@ def read_load(device: torch.device, *, num_readers: int = 1) -> Load:
 
 
 @torch.inference_mode()
-def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
-    """Return the best of what about a second shows, with as many threads as PyTorch uses."""
+def measure_ceilings(
+    device: torch.device, dtype: torch.dtype, quantization: str | None = None
+) -> Ceilings:
+    """Return the best of what about a second shows, with as many threads as PyTorch uses.
+
+    Args:
+        device: that is measured.
+        dtype: of activations, and of weights that are not quantized.
+        quantization: "int8" or None.
+    """
+    load = matmul_load if quantization is None else int8_load
     return Ceilings(
-        matmul_flops_per_s=_best_per_s(matmul_load(device, dtype), device),
+        matmul_flops_per_s=_best_per_s(load(device, dtype), device),
         memory_bytes_per_s=_best_per_s(read_load(device), device),
     )
 

@@ -70,7 +70,7 @@ class Footprint:
     """A model's sizes, and the bytes of an element of its weights and of its keys and values."""
 
     shape: ModelShape
-    weight_element_bytes: int
+    weight_element_bytes: float
     kv_element_bytes: int
 
 
@@ -102,10 +102,10 @@ def run(
     profile = engine.engines[0].runner.profile
     footprint = Footprint(
         shape=profile.shape,
-        weight_element_bytes=profile.dtype.itemsize,
+        weight_element_bytes=profile.weight_element_bytes,
         kv_element_bytes=profile.dtype.itemsize,
     )
-    ceilings = measure_ceilings(profile.device, profile.dtype)
+    ceilings = measure_ceilings(profile.device, profile.dtype, profile.quantization)
     return to_figures(seen, footprint, ceilings, peak_rss_bytes=peak_rss_bytes)
 
 

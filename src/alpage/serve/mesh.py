@@ -142,7 +142,12 @@ def start_meshes(plan: MeshPlan, sizes: Sizes, config: EngineConfig) -> list[Mes
         attention_backend=config.attention_backend,
         num_threads=max(1, num_usable_cores() // config.devices),
     )
-    profile = Profile(shape=plan.shape, dtype=plan.dtype, device=torch.device("cpu"))
+    profile = Profile(
+        shape=plan.shape,
+        dtype=plan.dtype,
+        device=torch.device("cpu"),
+        quantization=config.quantization,
+    )
     with ExitStack() as undo:
         started = []
         for _ in range(config.replicas):

@@ -76,7 +76,14 @@ class Runner(Runs):
         pipe: Pipe | None = None,
     ) -> None:
         kv = pool.kv_L2PGSK
-        self.profile = Profile(shape=views[0].model.shape, dtype=kv.dtype, device=kv.device)
+        model = views[0].model
+        is_int8 = any(weight.dtype == torch.int8 for weight in model.parameters())
+        self.profile = Profile(
+            shape=model.shape,
+            dtype=kv.dtype,
+            device=kv.device,
+            quantization="int8" if is_int8 else None,
+        )
         self.views = views
         self.pool = pool
         self._host = host

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, Literal, Protocol, final
 
 from alpage.serve.batch import Batch
 from alpage.serve.results import RowResult
@@ -22,11 +22,23 @@ class Profile:
         shape: of the whole model.
         dtype: of weights, keys and values.
         device: that computes.
+        quantization: of the blocks' matrices; None: they are of `dtype`.
     """
 
     shape: ModelShape
     dtype: "torch.dtype"
     device: "torch.device"
+    quantization: Literal["int8"] | None = None
+
+    @property
+    def weight_element_bytes(self) -> float:
+        """Bytes of a weight, on average: the vocabulary is never quantized."""
+        if self.quantization is None:
+            return self.dtype.itemsize
+        vocab_share = self.shape.vocab_size * self.shape.d_model / self.shape.num_parameters
+        if not self.shape.is_tied:
+            vocab_share *= 2
+        return 1 + vocab_share * (self.dtype.itemsize - 1)
 
 
 class Runs(Protocol):
