@@ -249,7 +249,8 @@ def test_bench_prints_one_object_or_a_table(checkpoint, tmp_path, monkeypatch):
     assert list(figures) == [field.name for field in dataclasses.fields(Figures)]
     assert figures["output_tokens"] == 9 + 3 * 6
     assert figures["prompt_tokens"] == 40 + 1
-    assert 0 < figures["roofline_fraction"] < 1
+    # A tiny model lies in caches, which are faster than the memory that ceilings are of.
+    assert figures["roofline_fraction"] > 0
     assert 0 < figures["kv_waste"] < 1
     assert figures["peak_rss_bytes"] > 2**20
     table = CliRunner().invoke(bench_app, ["offline", str(checkpoint), *options]).stdout
