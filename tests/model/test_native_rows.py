@@ -88,3 +88,18 @@ def test_first_of_equals_is_the_likeliest():
     logits_RV[0, [37, 38, 150, 199]] = 5
     token_R = native.draw(logits_RV, torch.zeros(1), torch.zeros(1, dtype=torch.int64))
     assert token_R.tolist() == [37]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [1, 5, 64, 100, 49152])
+def test_log_sum_exp(size, dtype, isa):
+    torch.manual_seed(size)
+    logits_RV = (torch.randn(9, size) * torch.linspace(0.1, 30, 9)[:, None]).to(dtype)
+    logits_RV[2] = -1e4
+    logits_RV[3, 1:] = -torch.inf
+    found_R = native.log_sum_exp(logits_RV, isa=isa)
+    expected_R = logits_RV.double().logsumexp(-1).float()
+    torch.testing.assert_close(found_R, expected_R, rtol=1e-6, atol=2e-6)
+    alone = [native.log_sum_exp(row_1V, isa=isa) for row_1V in logits_RV.split(1)]
+    assert torch.equal(torch.cat(alone), found_R)

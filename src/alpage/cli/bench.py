@@ -11,6 +11,7 @@ from alpage.cli.bench_serve import serve
 from alpage.cli.options import (
     DEFAULT_MODEL,
     AttentionOption,
+    DeterministicOption,
     DeviceOption,
     DevicesOption,
     DtypeOption,
@@ -49,6 +50,7 @@ def offline(  # noqa: PLR0913 - options of a command
     is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = None,
+    deterministic: DeterministicOption = False,
     device: DeviceOption = "auto",
     devices: DevicesOption = 1,
     replicas: ReplicasOption = 1,
@@ -74,6 +76,7 @@ def offline(  # noqa: PLR0913 - options of a command
     config = EngineConfig(
         dtype=dtype,
         quantization=quantization,  # type: ignore[arg-type]
+        deterministic=deterministic,
         device=device,
         devices=devices,
         replicas=replicas,

@@ -29,6 +29,12 @@ QuantizationOption: TypeAlias = Annotated[
     str | None,
     typer.Option(help="int8 keeps matrices in 8 bits.", show_default="as dtype says"),
 ]
+DeterministicOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic", help="Start only where a request gets the same bits in any batch."
+    ),
+]
 DevicesOption: TypeAlias = Annotated[
     int, typer.Option(help="Processes that the model is cut over, on a CPU.")
 ]

@@ -9,6 +9,7 @@ import typer
 from alpage.cli.loading import load_llm
 from alpage.cli.options import (
     DEFAULT_MODEL,
+    DeterministicOption,
     DeviceOption,
     DevicesOption,
     DtypeOption,
@@ -51,6 +52,7 @@ def serve(  # noqa: PLR0913 - options of a command
     ] = None,
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = None,
+    deterministic: DeterministicOption = False,
     device: DeviceOption = "auto",
     devices: DevicesOption = 1,
     replicas: ReplicasOption = 1,
@@ -91,6 +93,7 @@ def serve(  # noqa: PLR0913 - options of a command
             model,
             dtype=dtype,
             quantization=quantization,
+            deterministic=deterministic,
             device=device,
             devices=devices,
             replicas=replicas,

@@ -7,7 +7,7 @@ May import: torch. Nothing is loaded before the first call.
 from alpage.native.kernels import Kernels, Step, load, unavailable_reason
 from alpage.native.packed import PackedWeight, has_linear, linear, pack, pack_int8
 from alpage.native.program import NativeProgram
-from alpage.native.rows import draw, rms_norm, rotate, silu_mul
+from alpage.native.rows import draw, log_sum_exp, rms_norm, rotate, silu_mul
 
 __all__ = [
     "Kernels",
@@ -18,6 +18,7 @@ __all__ = [
     "has_linear",
     "linear",
     "load",
+    "log_sum_exp",
     "pack",
     "pack_int8",
     "rms_norm",

@@ -84,7 +84,7 @@ struct Isa {
     const char* name;
     Kernels kernels[2]; // by Dtype
     const RowKernels* rows; // by Dtype
-    const DrawKernel* draw; // by Dtype
+    const DrawKernels* draw; // by Dtype
 };
 
 extern const Isa isa_avx512_bf16, isa_avx512, isa_avx2, isa_portable;

@@ -101,11 +101,31 @@ void draw(const Draw& d, int64_t first, int64_t end) {
     }
 }
 
+template <class T>
+void log_sum_exp(const LogSumExp& l, int64_t first, int64_t end) {
+    constexpr int kSums = 4; // that do not wait for each other
+    for (int64_t r = first; r < end; ++r) {
+        const T* row = static_cast<const T*>(l.logits_RV) + r * l.stride;
+        const float top = at(row + likeliest(row, l.v));
+        const float base = top == -__builtin_inff() ? 0.0f : top;
+        Vec sums[kSums] = {};
+        int64_t i = 0;
+        for (; i + kSums * kLanes <= l.v; i += kSums * kLanes)
+            for (int j = 0; j < kSums; ++j) sums[j] += exp2((load(row + i + j * kLanes) - base) * kLog2E);
+        float total = sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]))[0];
+        for (; i < l.v; ++i) total += exp2(splat((at(row + i) - base) * kLog2E))[0];
+        l.total_R[r] = base + __builtin_logf(total);
+    }
+}
+
+template <class T>
+constexpr DrawKernels kDraw{draw<T>, log_sum_exp<T>};
+
 } // namespace
 } // namespace alpage::ALPAGE_ISA
 
 #define ALPAGE_JOIN_(a, b) a##b
 #define ALPAGE_JOIN(a, b) ALPAGE_JOIN_(a, b)
 
-const alpage::DrawKernel alpage::ALPAGE_JOIN(draw_, ALPAGE_ISA)[2] = {
-    alpage::ALPAGE_ISA::draw<float>, alpage::ALPAGE_ISA::draw<alpage::ALPAGE_ISA::bfloat16>};
+const alpage::DrawKernels alpage::ALPAGE_JOIN(draw_, ALPAGE_ISA)[2] = {
+    alpage::ALPAGE_ISA::kDraw<float>, alpage::ALPAGE_ISA::kDraw<alpage::ALPAGE_ISA::bfloat16>};

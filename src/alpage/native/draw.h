@@ -1,4 +1,4 @@
-// draw: tokens from logits: the likeliest, or by probability.
+// draw: tokens from logits: the likeliest, or by probability; and what makes logits logarithms of probabilities.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +15,20 @@ struct Draw {
     int64_t* token_R;
 };
 
-// Rows [first, end). Of equals the first one wins.
-using DrawKernel = void (*)(const Draw&, int64_t first, int64_t end);
+struct LogSumExp {
+    const void* logits_RV;
+    int64_t stride;
+    int64_t v;
+    float* total_R;
+};
+
+struct DrawKernels {
+    // Rows [first, end). Of equals the first one wins.
+    void (*draw)(const Draw&, int64_t first, int64_t end);
+    void (*log_sum_exp)(const LogSumExp&, int64_t first, int64_t end);
+};
 
 // By Dtype.
-extern const DrawKernel draw_avx512_bf16[2], draw_avx512[2], draw_avx2[2], draw_portable[2];
+extern const DrawKernels draw_avx512_bf16[2], draw_avx512[2], draw_avx2[2], draw_portable[2];
 
 } // namespace alpage

@@ -147,7 +147,14 @@ void py_draw(const std::string& dtype, uintptr_t logits, int64_t stride, int64_t
     require(v > 0, "there is nothing to draw from");
     for_each_row(r, v, num_threads,
                  Draw{at<>(logits), stride, v, at<float>(temperature), at<int64_t>(key), at<int64_t>(token)},
-                 choose(isa).draw[static_cast<int>(dtype_of(dtype))]);
+                 choose(isa).draw[static_cast<int>(dtype_of(dtype))].draw);
+}
+
+void py_log_sum_exp(const std::string& dtype, uintptr_t logits, int64_t stride, int64_t r, int64_t v, uintptr_t total,
+                    int num_threads, const std::optional<std::string>& isa) {
+    require(v > 0, "there is nothing to sum");
+    for_each_row(r, v, num_threads, LogSumExp{at<>(logits), stride, v, at<float>(total)},
+                 choose(isa).draw[static_cast<int>(dtype_of(dtype))].log_sum_exp);
 }
 
 bool has_linear() {
@@ -274,6 +281,7 @@ NB_MODULE(_kernels, m) {
     m.def("silu_mul", alpage::py_silu_mul, free_gil);
     m.def("rotate", alpage::py_rotate, free_gil);
     m.def("draw", alpage::py_draw, free_gil);
+    m.def("log_sum_exp", alpage::py_log_sum_exp, free_gil);
     m.attr("panel") = alpage::kPanel;
     m.def("has_linear", alpage::has_linear);
     m.def("pack_bfloat16", alpage::py_pack_bfloat16, free_gil);

@@ -106,6 +106,27 @@ def draw(
     return token_R
 
 
+def log_sum_exp(logits_RV: Tensor, *, isa: str | None = None) -> Tensor:
+    """Return the logarithm of the sum of exponentials of each row, float32.
+
+    A row's bits depend on that row alone. The last dim is dense.
+    """
+    num_rows, num_tokens = logits_RV.shape
+    assert logits_RV.stride(1) == 1
+    total_R = torch.empty(num_rows)
+    _module().log_sum_exp(
+        DTYPES[logits_RV.dtype],
+        logits_RV.data_ptr(),
+        logits_RV.stride(0),
+        num_rows,
+        num_tokens,
+        total_R.data_ptr(),
+        torch.get_num_threads(),
+        isa,
+    )
+    return total_R
+
+
 def _rows(x: Tensor) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()

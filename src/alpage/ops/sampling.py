@@ -17,6 +17,7 @@ from torch import Tensor
 
 from alpage import native
 
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 # Candidates that are sorted before a row's whole vocabulary is, if they do not decide it.
 _NUM_CANDIDATES = 256
 # Rows of the vocabulary that get their noise at a time.
@@ -72,8 +73,7 @@ def draw(logits_RV: Tensor, params: DrawParams) -> Tensor:
 
 def _draw_uncut(logits_RV: Tensor, params: DrawParams) -> Tensor:
     """Draw as if nothing was cut, by our kernels where these serve."""
-    is_on_cpu = logits_RV.device.type == "cpu"
-    if is_on_cpu and logits_RV.dtype in (torch.float32, torch.bfloat16) and native.load():
+    if _is_ours(logits_RV):
         return native.draw(logits_RV, params.temperature_R, params.key_R)
     logits_RV = logits_RV.float()
     token_R = logits_RV.argmax(-1)
@@ -109,7 +109,7 @@ def _draw_candidates(
     """Return tokens_R and whether no candidate behind the ones looked at could have been kept."""
     logit_RN, id_RN = logits_RV.topk(num_candidates)
     # Shares of the whole vocabulary; of the top k where the cut by rank comes first.
-    total_R = logits_RV.logsumexp(-1)
+    total_R = log_sum_exp(logits_RV)
     rank_N = torch.arange(num_candidates, device=logits_RV.device)
     in_top_k_RN = rank_N < params.top_k_R[:, None]
     share_RN = (logit_RN - total_R[:, None]).exp().double() * in_top_k_RN
@@ -168,16 +168,28 @@ def rank_logprobs(logits_RV: Tensor, token_R: Tensor, num_top: int) -> RankedLog
         token_R: a token of each row.
         num_top: N, may be 0.
     """
-    logits_RV = logits_RV.float()
-    total_R1 = logits_RV.logsumexp(-1, keepdim=True)
+    total_R = log_sum_exp(logits_RV)
     logit_R1 = logits_RV.gather(1, token_R[:, None])
     top_logit_RN, top_id_RN = logits_RV.topk(num_top)
     return RankedLogprobs(
-        (logit_R1 - total_R1)[:, 0],
+        logit_R1[:, 0].float() - total_R,
         (logits_RV > logit_R1).sum(-1) + 1,
         top_id_RN,
-        top_logit_RN - total_R1,
+        top_logit_RN.float() - total_R[:, None],
     )
+
+
+def log_sum_exp(logits_RV: Tensor) -> Tensor:
+    """Return total_R, float32: what a row's logits exceed its log-probabilities by."""
+    if _is_ours(logits_RV):
+        return native.log_sum_exp(logits_RV)
+    return logits_RV.float().logsumexp(-1)
+
+
+def _is_ours(logits_RV: Tensor) -> bool:
+    """Whether our kernels serve."""
+    is_known = logits_RV.device.type == "cpu" and logits_RV.dtype in _KERNEL_DTYPES
+    return is_known and logits_RV.stride(1) == 1 and native.load() is not None
 
 
 def penalize_repetition(

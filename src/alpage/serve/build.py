@@ -17,6 +17,7 @@ from alpage.serve.engine import Engine
 from alpage.serve.fleet import Fleet
 from alpage.serve.grammars import Grammars
 from alpage.serve.intake import Intake, Limits
+from alpage.serve.invariance import check_invariance
 from alpage.serve.kv_memory import KvMemory, PreemptionCost
 from alpage.serve.machine import find_device, find_dtype, free_bytes
 from alpage.serve.mesh import plan_mesh, start_meshes
@@ -53,6 +54,14 @@ def build_engine(
     Raises:
         AlpageError: the model cannot be read or held, or the config does not fit it.
     """
+    engine = _build(checkpoint, config, notify)
+    if config.deterministic:
+        for each in engine.engines:
+            check_invariance(each)
+    return engine
+
+
+def _build(checkpoint: Checkpoint, config: EngineConfig, notify: Callable[[str], None]) -> Serves:
     tokenizer = tokenizer_or_none(checkpoint)
     eos_ids = checkpoint.eos_ids if tokenizer is None else tokenizer.eos_ids
     device = find_device(config.device)

@@ -46,6 +46,8 @@ class EngineConfig:
         attention_sharding: what ranks attend for: "heads" of every sequence, the sequences of a
             "batch", or "auto".
         seed: of the seeds of requests that bring none.
+        deterministic: whether to start only where a request gets the same tokens and
+            log-probabilities, to the bit, in any batch, chunking or preemption.
 
     Raises:
         InvalidValue: a value is out of range.
@@ -69,6 +71,7 @@ class EngineConfig:
     prefill_layout: str = "auto"
     attention_sharding: str = "auto"
     seed: int = 0
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)

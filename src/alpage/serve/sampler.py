@@ -37,7 +37,7 @@ def sample(logits_RV: Tensor, rows: Sequence[Row], slots: Slots) -> list[RowResu
             results[r] = RowResult(tokens=tuple(tokens[r]), logprobs=tuple(logprobs.get(r, ())))
     for r, rule in enumerate(rules):
         if r not in results:
-            total = logits_RV[r].float().logsumexp(-1)
+            total = sampling.log_sum_exp(logits_RV[r : r + 1])
             top = adjusted_RV[r].float().topk(min(rule.num_candidates, logits_RV.shape[-1]))
             scores = (top.values - total).tolist()
             results[r] = RowResult(candidates=tuple(zip(top.indices.tolist(), scores, strict=True)))
