@@ -2,9 +2,13 @@
 
     python -m benchmarks.serve_overhead [MODEL] [--streams 64] [--rounds 3]
 
-The same requests, all at once, go to `alpage bench offline` and, as streams, to `alpage serve` by
-`alpage bench serve`, in turn, each in processes of its own, so that a disturbance hits both. The
-client that reads the streams runs on the same machine, and its time is part of the cost.
+Requests of the same lengths, all at once, go to `alpage bench offline` and, as streams, to `alpage
+serve` by `alpage bench serve`, in turn, each in processes of its own. The client that reads the
+streams runs on the same machine, and its time is part of the cost.
+
+What else the machine does can only slow a round, and slows the two ways by chance: so the best
+round of each is compared. Where that lies more than 10 % above the median the machine was not
+quiet, and the comparison says nothing: then the status is 2.
 """
 
 import argparse
@@ -24,6 +28,8 @@ from benchmarks.workloads import W1_LENGTHS
 
 # Of what the engine does alone, the server is to do this share.
 _WANTED = 0.9
+# By how much the best round of either may lie above the median.
+_MAX_SPREAD = 0.1
 
 
 def main() -> None:
@@ -40,11 +46,12 @@ def main() -> None:
         workload = Path(folder) / "w.jsonl"
         write_workload(workload, options.streams)
         found = compare(options.model, workload, options.rounds)
-    shares = [server / offline for offline, server in found]
-    share = statistics.median(shares)
+    by_way = list(zip(*found, strict=True))
+    share = max(by_way[1]) / max(by_way[0])
+    is_quiet = all(max(way) <= (1 + _MAX_SPREAD) * statistics.median(way) for way in by_way)
     lines = [
-        f"| {number} | {offline:,.1f} | {server:,.1f} | {server / offline:.1%} |"
-        for number, (offline, server) in enumerate(found, start=1)
+        f"| {number} | {alone:,.1f} | {server:,.1f} | {server / alone:.1%} |"
+        for number, (alone, server) in enumerate(found, start=1)
     ]
     table = "\n".join(
         [
@@ -54,11 +61,14 @@ def main() -> None:
             "| --- | --- | --- | --- |",
             *lines,
             "",
-            f"Median share {share:.1%}; wanted: {_WANTED:.0%}.",
+            f"Share of the best rounds {share:.1%}; wanted: {_WANTED:.0%}.",
+            *([] if is_quiet else ["The machine was not quiet: this says nothing."]),
             "",
         ]
     )
     print(table)
+    if not is_quiet:
+        sys.exit(2)
     if options.save:
         save("serve_overhead", {"share": share, "rounds": found}, table)
     sys.exit(0 if share >= _WANTED else 1)
@@ -73,31 +83,34 @@ def write_workload(path: Path, num_requests: int) -> None:
 
 def compare(model: str, workload: Path, num_rounds: int) -> list[tuple[float, float]]:
     """Return output tokens/s of the engine alone and of the server, round by round."""
-    ways: tuple[Callable[[str, Path], float], ...] = (offline_tokens_per_s, served_tokens_per_s)
+    ways: tuple[Callable[[str, Path], Mapping[str, Any]], ...] = (offline, served)
     found = []
     for number in range(num_rounds):
         # Who comes first changes, so that neither always finds the machine warm.
         order = ways if number % 2 == 0 else ways[::-1]
         by_way = {way: way(model, workload) for way in order}
-        found.append((by_way[offline_tokens_per_s], by_way[served_tokens_per_s]))
+        alone, behind_http = by_way[offline], by_way[served]
+        for tokens in ("prompt_tokens", "output_tokens"):
+            assert alone[tokens] == behind_http[tokens], f"{tokens}: not the same work"
+        pace = "output_tokens_per_s"
+        found.append((float(alone[pace]), float(behind_http[pace])))
         print(f"round {number + 1}: {found[-1]}", file=sys.stderr)
     return found
 
 
-def offline_tokens_per_s(model: str, workload: Path) -> float:
-    """Return what the engine alone does."""
-    figures = _alpage("bench", "offline", model, "--workload", str(workload), "--json")
-    return float(figures["output_tokens_per_s"])
+def offline(model: str, workload: Path) -> Mapping[str, Any]:
+    """Return the figures of the engine alone."""
+    return _alpage("bench", "offline", model, "--workload", str(workload), "--json")
 
 
-def served_tokens_per_s(model: str, workload: Path) -> float:
-    """Return what a server does."""
+def served(model: str, workload: Path) -> Mapping[str, Any]:
+    """Return the figures of a server."""
     found = _alpage(
         *("bench", "serve", model, "--workload", str(workload), "--rate", "inf", "--json")
     )
-    (figures,) = found["runs"]
+    figures: Mapping[str, Any] = found["runs"][0]
     assert not figures["failures"], figures["failures"]
-    return float(figures["output_tokens_per_s"])
+    return figures
 
 
 def _alpage(*arguments: str) -> Mapping[str, Any]:

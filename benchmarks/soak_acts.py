@@ -60,7 +60,7 @@ def acts(*, has_chat: bool) -> list[tuple[float, Act]]:
         (1, half_a_body),
         (1, looked_at),
     ]
-    return [*found, (2, chat)] if has_chat else found
+    return [*found, (2, chat), (2, formed), (1, called)] if has_chat else found
 
 
 async def whole(client: httpx.AsyncClient, draw: random.Random) -> str:
@@ -79,6 +79,25 @@ async def chat(client: httpx.AsyncClient, draw: random.Random) -> str:
     """Talk."""
     messages = [{"role": "user", "content": "word " * draw.randint(1, 6)}]
     body = {"messages": messages, "max_tokens": draw.randint(1, 32)}
+    return _read(await client.post(CHAT, json=body), "choices")
+
+
+async def formed(client: httpx.AsyncClient, draw: random.Random) -> str:
+    """Ask for a text of a form, which is new now and then."""
+    name = f"p{draw.randrange(1_000)}"
+    schema = {"type": "object", "properties": {name: {"type": "integer"}}, "required": [name]}
+    form = draw.choice([{"json": schema}, {"regex": f"{name}[a-z ]+"}, {"choice": [name, "no"]}])
+    body = {"prompt": _prompt(draw), "max_tokens": draw.randint(1, 24), "structured_outputs": form}
+    return _read(await client.post(COMPLETIONS, json=body), "choices")
+
+
+async def called(client: httpx.AsyncClient, draw: random.Random) -> str:
+    """Have a tool called."""
+    properties = {"place": {"type": "string", "maxLength": 8}}
+    schema = {"type": "object", "properties": properties, "required": ["place"]}
+    function = {"name": f"f{draw.randrange(100)}", "parameters": schema}
+    body = {"messages": [{"role": "user", "content": "go"}], "max_tokens": draw.randint(1, 24)}
+    body |= {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
     return _read(await client.post(CHAT, json=body), "choices")
 
 

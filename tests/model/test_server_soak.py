@@ -16,7 +16,7 @@ OPTIONS = ("--device", "cpu", "--dtype", "float32", "--max-num-seqs", "8")
 @pytest.fixture
 def model(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    make_tiny_llama(tmp_path, max_position_embeddings=256)
+    make_tiny_llama(tmp_path, max_position_embeddings=1024)
     return str(tmp_path)
 
 

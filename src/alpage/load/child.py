@@ -1,9 +1,10 @@
 """Child: `alpage serve` as a process of its own, for as long as a load needs it."""
 
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from alpage.errors import InvalidValue
@@ -14,7 +15,11 @@ _END_S = 10.0
 
 @contextmanager
 def server_of(
-    model: str, options: Sequence[str], notify: Callable[[str], None]
+    model: str,
+    options: Sequence[str],
+    notify: Callable[[str], None],
+    *,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[str, int]]:
     """Start a server at a port that is free, and end it.
 
@@ -22,6 +27,7 @@ def server_of(
         model: a short name or a path.
         options: of `alpage serve`.
         notify: takes the other lines that it prints.
+        environment: variables that it has besides those of this process.
 
     Yields:
         Its address, and the number of its process.
@@ -30,7 +36,8 @@ def server_of(
         InvalidValue: it ended before it served.
     """
     command = [sys.executable, "-m", "alpage", "serve", model, "--port", "0", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as program:
+    variables = {**os.environ, **(environment or {})}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables) as program:
         try:
             url = _url(program, model, notify)
             reader = threading.Thread(target=_pass_on, args=(program, notify), daemon=True)
