@@ -209,3 +209,10 @@ class Text(msgspec.Struct):
     """What `POST /detokenize` says."""
 
     prompt: str
+
+
+@final
+class VersionReply(msgspec.Struct):
+    """What `GET /version` says."""
+
+    version: str
