@@ -20,6 +20,7 @@ UNSAID = ["positive_data_acceptance"]
 BODIES = {
     "/v1/completions",
     "/v1/chat/completions",
+    "/v1/responses",
     "/tokenize",
     "/detokenize",
 }

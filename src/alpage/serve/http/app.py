@@ -15,7 +15,14 @@ from alpage.serve.http.live import add_live
 from alpage.serve.http.metrics import CONTENT_TYPE
 from alpage.serve.http.openapi import asked_by, named_by, said_by
 from alpage.serve.http.page_files import add_page
-from alpage.serve.http.refusals import Refusal, draining, failed, lost, refusal_of
+from alpage.serve.http.refusals import (
+    Refusal,
+    draining,
+    failed,
+    lost,
+    no_embeddings,
+    refusal_of,
+)
 from alpage.serve.http.replies import (
     ChatReply,
     CompletionReply,
@@ -25,6 +32,8 @@ from alpage.serve.http.replies import (
     Tokens,
     VersionReply,
 )
+from alpage.serve.http.response_replies import ResponseReply
+from alpage.serve.http.response_schema import ResponseRequest
 from alpage.serve.http.schema import (
     ChatRequest,
     CompletionRequest,
@@ -139,6 +148,19 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         """Answer a conversation."""
         asked = await bodies.read(request, ChatRequest)
         return await answered(request, *await service.chat(asked))
+
+    described = asked_by(ResponseRequest, ResponseReply, has_engine=True)
+
+    @app.post("/v1/responses", openapi_extra=described)
+    async def responses(request: Request) -> Response:
+        """Answer a conversation, in the form of responses."""
+        asked = await bodies.read(request, ResponseRequest)
+        return await answered(request, *await service.respond(asked))
+
+    @app.post("/v1/embeddings", include_in_schema=False)
+    async def embeddings() -> Response:
+        """Refuse them, which clients would not know from a wrong address."""
+        raise no_embeddings()
 
 
 def _add_tokens(app: FastAPI, service: Service) -> None:

@@ -111,6 +111,12 @@ def unknown_model(name: str) -> Refusal:
     return Refusal(404, message, param="model", code="model_not_found")
 
 
+def no_embeddings() -> Refusal:
+    """Return the refusal of embeddings."""
+    message = "This server makes texts, not embeddings: no model that it knows was made for them."
+    return Refusal(404, message, code="unsupported_endpoint")
+
+
 def too_large(max_bytes: int) -> Refusal:
     """Return the refusal of a body that is too long."""
     message = f"The body is longer than {max_bytes} bytes, the limit. Send less at a time."

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
 from alpage.serve.http.answers import Answer
@@ -18,6 +19,9 @@ from alpage.serve.http.guiding import Guides, guide_of
 from alpage.serve.http.metrics import Metrics
 from alpage.serve.http.refusals import invalid, unknown_model
 from alpage.serve.http.replies import ModelCard, Text, Tokens
+from alpage.serve.http.responding import chat_of, renamed
+from alpage.serve.http.response_answer import ResponseAnswer
+from alpage.serve.http.response_schema import ResponseRequest
 from alpage.serve.http.schema import (
     ChatRequest,
     CompletionRequest,
@@ -28,13 +32,29 @@ from alpage.serve.http.schema import (
 from alpage.serve.http.settings import Settings
 from alpage.serve.http.texts import Texts, check_prompt_ids, prompts_of
 from alpage.serve.http.ticket import Ask, Ticket
-from alpage.serve.http.tools import chat_guide, check_beams, tooling_of
+from alpage.serve.http.tools import Tooling, chat_guide, check_beams, tooling_of
 from alpage.serve.http.visits import Visits
 from alpage.serve.params import BeamSearchParams, SamplingParams
 from alpage.serve.serves import Serves
 
 if TYPE_CHECKING:
     from alpage.models import Tokenizer
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Talk:
+    """A conversation that the engine can go on with.
+
+    Attributes:
+        model: what the model is called.
+        asks: the conversation, as the engine gets it.
+        tooling: the tools that may be called.
+    """
+
+    model: str
+    asks: list[Ask]
+    tooling: Tooling | None
 
 
 @final
@@ -105,6 +125,24 @@ class Service:
             Refusal: it cannot be.
             AlpageError: a value is out of range.
         """
+        talk = await self._talk(asked)
+        answer = ChatCompletionAnswer(talk.model, asked, talk.asks, self.texts, talk.tooling)
+        return self.loop.open(talk.asks, is_streamed=bool(asked.stream)), answer
+
+    async def respond(self, asked: ResponseRequest) -> tuple[Ticket, Answer]:
+        """Begin a response.
+
+        Raises:
+            Refusal: it cannot be.
+            AlpageError: a value is out of range.
+        """
+        chat = chat_of(asked)
+        with renamed():
+            talk = await self._talk(chat)
+        answer = ResponseAnswer(talk.model, asked, chat, talk.asks, talk.tooling)
+        return self.loop.open(talk.asks, is_streamed=bool(asked.stream)), answer
+
+    async def _talk(self, asked: ChatRequest) -> Talk:
         model = self._model(asked.model)
         check_generates(asked)
         check_chat(asked)
@@ -121,8 +159,7 @@ class Service:
         guide = await self.guides.compiled(*form)
         params = chat_params(asked, len(tokens), self.limits, guide)
         asks = [_ask(asked, tokens, params, None)]
-        answer = ChatCompletionAnswer(model, asked, asks, self.texts, tooling)
-        return self.loop.open(asks, is_streamed=bool(asked.stream)), answer
+        return Talk(model=model, asks=asks, tooling=tooling)
 
     async def tokenize(self, asked: TokenizeRequest) -> Tokens:
         """Return a text's tokens, or a conversation's.

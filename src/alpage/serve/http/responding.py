@@ -1,0 +1,185 @@
+"""Responding: how a request for a response becomes a chat, which it is but for its names."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final, Literal, TypeVar
+
+from alpage.serve.http.refusals import Refusal, invalid, unsupported
+from alpage.serve.http.response_schema import (
+    FunctionChoice,
+    FunctionChoices,
+    FunctionTool,
+    InputItem,
+    InputPart,
+    ResponseRequest,
+    TextFormat,
+)
+from alpage.serve.http.schema import (
+    ChatMessage,
+    ChatRequest,
+    FunctionCall,
+    FunctionDefinition,
+    FunctionName,
+    JsonSchemaFormat,
+    NamedChoice,
+    ResponseFormat,
+    TextPart,
+    Tool,
+    ToolCall,
+)
+
+_Value = TypeVar("_Value")
+
+# What a chat's fields are called here.
+_NAMES: Final[Mapping[str, str]] = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "response_format.json_schema": "text.format",
+    "response_format.json_schema.schema": "text.format.schema",
+}
+
+
+def chat_of(asked: ResponseRequest) -> ChatRequest:
+    """Return the chat that a request for a response is.
+
+    Raises:
+        Refusal: it asks for what this server does not keep, or an item lacks something.
+    """
+    _check_stateless(asked)
+    choice = asked.tool_choice
+    text_format = None if asked.text is None else asked.text.format
+    return ChatRequest(
+        messages=_messages(asked),
+        model=asked.model,
+        max_completion_tokens=asked.max_output_tokens,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        response_format=None if text_format is None else _format(text_format),
+        tools=None if asked.tools is None else [_tool(tool) for tool in asked.tools],
+        tool_choice=_choice(choice),
+        parallel_tool_calls=asked.parallel_tool_calls,
+        stream=asked.stream,
+        seed=asked.seed,
+        top_k=asked.top_k,
+        min_p=asked.min_p,
+        repetition_penalty=asked.repetition_penalty,
+        ignore_eos=asked.ignore_eos,
+        priority=asked.priority,
+        cache_salt=asked.cache_salt,
+    )
+
+
+@contextmanager
+def renamed() -> Iterator[None]:
+    """Let refusals of the chat call fields by the names that they have in the response."""
+    try:
+        yield
+    except Refusal as refusal:
+        name = _NAMES.get(refusal.detail.param or "")
+        if name is not None:
+            refusal.detail.param = name
+        for chats, ours in _NAMES.items():
+            refusal.detail.message = refusal.detail.message.replace(f"'{chats}'", f"'{ours}'")
+        raise
+
+
+def _check_stateless(asked: ResponseRequest) -> None:
+    if asked.previous_response_id is not None:
+        limit = "is not supported: no response is kept; send the conversation as 'input'"
+        raise unsupported("previous_response_id", limit)
+    if asked.store:
+        raise unsupported("store", "is not supported: no response is kept")
+    if asked.background:
+        raise unsupported("background", "is not supported: no response is kept")
+    if asked.truncation == "auto":
+        raise unsupported("truncation", "must be 'disabled': what is too long is refused")
+
+
+def _messages(asked: ResponseRequest) -> list[ChatMessage]:
+    found: list[ChatMessage] = []
+    if asked.instructions is not None:
+        found.append(ChatMessage(role="system", content=asked.instructions))
+    if isinstance(asked.input, str):
+        return [*found, ChatMessage(role="user", content=asked.input)]
+    if not asked.input:
+        raise invalid("'input' must hold at least one item.", "input")
+    for number, item in enumerate(asked.input):
+        path = f"input[{number}]"
+        if item.type == "message":
+            if item.role is None:
+                raise _missing(f"{path}.role")
+            content = _content(item.content, f"{path}.content")
+            found.append(ChatMessage(role=item.role, content=content))
+        elif item.type == "function_call":
+            _add_call(found, item, path)
+        else:
+            output = _content(item.output, f"{path}.output")
+            call_id = _needed(item.call_id, f"{path}.call_id")
+            if not _is_called(found, call_id):
+                message = f"'{path}.call_id' must be the 'call_id' of a function call before."
+                raise invalid(message, f"{path}.call_id")
+            found.append(ChatMessage(role="tool", content=output, tool_call_id=call_id))
+    return found
+
+
+def _add_call(messages: list[ChatMessage], item: InputItem, path: str) -> None:
+    function = FunctionCall(
+        _needed(item.name, f"{path}.name"), _needed(item.arguments, f"{path}.arguments")
+    )
+    call = ToolCall(_needed(item.call_id, f"{path}.call_id"), function)
+    # What was said before a call, and calls side by side, are one message.
+    if not messages or messages[-1].role != "assistant":
+        messages.append(ChatMessage(role="assistant"))
+    messages[-1].tool_calls = [*(messages[-1].tool_calls or ()), call]
+
+
+def _is_called(messages: list[ChatMessage], call_id: str) -> bool:
+    return any(call.id == call_id for message in messages for call in message.tool_calls or ())
+
+
+def _content(content: str | list[InputPart] | None, path: str) -> str | list[TextPart]:
+    if content is None:
+        raise _missing(path)
+    return content if isinstance(content, str) else [TextPart(part.text) for part in content]
+
+
+def _format(text_format: TextFormat) -> ResponseFormat:
+    wanted = None
+    if text_format.type == "json_schema":
+        wanted = JsonSchemaFormat(
+            name=_needed(text_format.name, "text.format.name"),
+            schema=_needed(text_format.schema, "text.format.schema"),
+            strict=text_format.strict,
+        )
+    return ResponseFormat(text_format.type, wanted)
+
+
+def _tool(tool: FunctionTool) -> Tool:
+    function = FunctionDefinition(
+        name=tool.name,
+        description=tool.description,
+        parameters=tool.parameters,
+        strict=tool.strict,
+    )
+    return Tool(function=function, type="function")
+
+
+def _choice(
+    choice: FunctionChoices | None,
+) -> NamedChoice | Literal["none", "auto", "required"] | None:
+    if isinstance(choice, FunctionChoice):
+        return NamedChoice(function=FunctionName(choice.name), type="function")
+    return choice
+
+
+def _needed(value: _Value | None, path: str) -> _Value:
+    if value is None:
+        raise _missing(path)
+    return value
+
+
+def _missing(path: str) -> Refusal:
+    message = f"Missing required parameter: '{path}'."
+    return invalid(message, path, "missing_required_parameter")
