@@ -1,6 +1,7 @@
 """`/v1/responses`: chats by other names, whole and as events in order, for OpenAI's client."""
 
 import json
+import time
 
 import openai
 import pytest
@@ -197,6 +198,13 @@ def test_calls_and_their_results_go_round(client):
             {"input": [{"type": "function_call_output", "call_id": "1", "output": "x"}]},
             "input[0].call_id",
         ),
+        (
+            {"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": "no"}]},
+            "input[0].arguments",
+        ),
+        ({"tools": [WEATHER | {"name": "a b"}]}, "tools[0].name"),
+        ({"tools": [WEATHER, WEATHER]}, "tools[1].name"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"input": "x" * MAX_LEN}, "input"),
         ({"max_output_tokens": MAX_LEN}, "input"),
@@ -225,6 +233,21 @@ def test_what_cannot_be_is_refused_by_its_name(client, fields, param):
     assert error["param"] == param
     assert "messages" not in error["message"]
     assert "max_tokens" not in error["message"]
+    assert ".function" not in error["message"]
+
+
+def test_many_items_take_no_longer_than_they_must(client):
+    calls = [
+        {"type": "function_call", "call_id": f"{i}", "name": "f", "arguments": "{}"}
+        for i in range(10_000)
+    ]
+    results = [
+        {"type": "function_call_output", "call_id": f"{i}", "output": ""} for i in range(10_000)
+    ]
+    begun_s = time.monotonic()
+    response = client.post(PATH, {"input": calls + results})
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert time.monotonic() - begun_s < 5
 
 
 def test_embeddings_are_refused_in_words(client):

@@ -1,10 +1,12 @@
 """Responding: how a request for a response becomes a chat, which it is but for its names."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Final, Literal, TypeVar
 
-from alpage.serve.http.refusals import Refusal, invalid, unsupported
+from alpage.errors import AlpageError
+from alpage.serve.http.conversation import arguments_of
+from alpage.serve.http.refusals import Refusal, invalid, refusal_of, unsupported
 from alpage.serve.http.response_schema import (
     FunctionChoice,
     FunctionChoices,
@@ -39,6 +41,8 @@ _NAMES: Final[Mapping[str, str]] = {
     "response_format.json_schema": "text.format",
     "response_format.json_schema.schema": "text.format.schema",
 }
+# Functions lie a level higher here.
+_TOOL: Final = ("].function", "]")
 
 
 def chat_of(asked: ResponseRequest) -> ChatRequest:
@@ -76,13 +80,15 @@ def renamed() -> Iterator[None]:
     """Let refusals of the chat call fields by the names that they have in the response."""
     try:
         yield
-    except Refusal as refusal:
-        name = _NAMES.get(refusal.detail.param or "")
-        if name is not None:
-            refusal.detail.param = name
+    except (Refusal, AlpageError) as error:
+        refusal = error if isinstance(error, Refusal) else refusal_of(error)
+        detail = refusal.detail
+        if detail.param is not None:
+            detail.param = _NAMES.get(detail.param, detail.param).replace(*_TOOL)
         for chats, ours in _NAMES.items():
-            refusal.detail.message = refusal.detail.message.replace(f"'{chats}'", f"'{ours}'")
-        raise
+            detail.message = detail.message.replace(f"'{chats}'", f"'{ours}'")
+        detail.message = detail.message.replace(*_TOOL)
+        raise refusal from error
 
 
 def _check_stateless(asked: ResponseRequest) -> None:
@@ -105,6 +111,7 @@ def _messages(asked: ResponseRequest) -> list[ChatMessage]:
         return [*found, ChatMessage(role="user", content=asked.input)]
     if not asked.input:
         raise invalid("'input' must hold at least one item.", "input")
+    called = set[str]()
     for number, item in enumerate(asked.input):
         path = f"input[{number}]"
         if item.type == "message":
@@ -113,30 +120,32 @@ def _messages(asked: ResponseRequest) -> list[ChatMessage]:
             content = _content(item.content, f"{path}.content")
             found.append(ChatMessage(role=item.role, content=content))
         elif item.type == "function_call":
-            _add_call(found, item, path)
+            call = _call(item, path)
+            called.add(call.id)
+            # What was said before a call, and calls side by side, are one message.
+            if not found or found[-1].role != "assistant":
+                found.append(ChatMessage(role="assistant"))
+            calls = found[-1].tool_calls = found[-1].tool_calls or []
+            calls.append(call)
         else:
-            output = _content(item.output, f"{path}.output")
-            call_id = _needed(item.call_id, f"{path}.call_id")
-            if not _is_called(found, call_id):
-                message = f"'{path}.call_id' must be the 'call_id' of a function call before."
-                raise invalid(message, f"{path}.call_id")
-            found.append(ChatMessage(role="tool", content=output, tool_call_id=call_id))
+            found.append(_result(item, path, called))
     return found
 
 
-def _add_call(messages: list[ChatMessage], item: InputItem, path: str) -> None:
-    function = FunctionCall(
-        _needed(item.name, f"{path}.name"), _needed(item.arguments, f"{path}.arguments")
-    )
-    call = ToolCall(_needed(item.call_id, f"{path}.call_id"), function)
-    # What was said before a call, and calls side by side, are one message.
-    if not messages or messages[-1].role != "assistant":
-        messages.append(ChatMessage(role="assistant"))
-    messages[-1].tool_calls = [*(messages[-1].tool_calls or ()), call]
+def _call(item: InputItem, path: str) -> ToolCall:
+    arguments = _needed(item.arguments, f"{path}.arguments")
+    arguments_of(arguments, f"{path}.arguments")
+    function = FunctionCall(_needed(item.name, f"{path}.name"), arguments)
+    return ToolCall(_needed(item.call_id, f"{path}.call_id"), function)
 
 
-def _is_called(messages: list[ChatMessage], call_id: str) -> bool:
-    return any(call.id == call_id for message in messages for call in message.tool_calls or ())
+def _result(item: InputItem, path: str, called: Set[str]) -> ChatMessage:
+    call_id = _needed(item.call_id, f"{path}.call_id")
+    if call_id not in called:
+        message = f"'{path}.call_id' must be the 'call_id' of a function call before."
+        raise invalid(message, f"{path}.call_id")
+    content = _content(item.output, f"{path}.output")
+    return ChatMessage(role="tool", content=content, tool_call_id=call_id)
 
 
 def _content(content: str | list[InputPart] | None, path: str) -> str | list[TextPart]:
