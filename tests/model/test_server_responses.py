@@ -250,12 +250,6 @@ def test_many_items_take_no_longer_than_they_must(client):
     assert time.monotonic() - begun_s < 5
 
 
-def test_embeddings_are_refused_in_words(client):
-    response = client.post("/v1/embeddings", {"input": TEXT, "model": NAME})
-    assert response.status_code == 404
-    assert response.json()["error"]["code"] == "unsupported_endpoint"
-
-
 def test_openais_client_parses_responses(server):
     reply = server.responses.parse(model=NAME, input=TEXT, text_format=Place, temperature=0)
     assert isinstance(reply.output_parsed, Place)
@@ -289,5 +283,3 @@ def test_openais_client_streams_responses(server):
     assert isinstance(reply.output_parsed, Place)
     with pytest.raises(openai.BadRequestError, match="previous_response_id"):
         server.responses.create(model=NAME, input=TEXT, previous_response_id="resp_1")
-    with pytest.raises(openai.NotFoundError):
-        server.embeddings.create(model=NAME, input=TEXT)

@@ -46,13 +46,13 @@ class Answer(ABC):
         """Yield what is said as soon as the engine has the request: in most forms nothing."""
         return iter(())
 
-    @abstractmethod
     def parts(self, piece: Piece) -> Iterator[Struct]:
-        """Yield what is said of what came."""
+        """Yield what is said of what came, in forms that can be streamed."""
+        raise AssertionError(f"{piece} came of what is not streamed")
 
-    @abstractmethod
     def last(self) -> Struct:
-        """Return the part without choices that tells the usage."""
+        """Return the part without choices that tells the usage, in forms that have one."""
+        raise AssertionError("nobody can ask for it")
 
     def event_name(self, part: Struct) -> str | None:  # noqa: ARG002
         """Return what a part is called as an event, in forms in which it has a name."""

@@ -20,12 +20,12 @@ from alpage.serve.http.refusals import (
     draining,
     failed,
     lost,
-    no_embeddings,
     refusal_of,
 )
 from alpage.serve.http.replies import (
     ChatReply,
     CompletionReply,
+    EmbeddingReply,
     ModelCard,
     ModelList,
     Text,
@@ -38,6 +38,7 @@ from alpage.serve.http.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     TokenizeRequest,
 )
 from alpage.serve.http.service import Service
@@ -133,7 +134,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
             return Response(status_code=499)
         return _json(answer.whole(outputs))
 
-    described = asked_by(CompletionRequest, CompletionReply, has_engine=True)
+    described = asked_by(CompletionRequest, CompletionReply, has_engine=True, is_streamed=True)
 
     @app.post("/v1/completions", openapi_extra=described)
     async def completions(request: Request) -> Response:
@@ -141,7 +142,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         asked = await bodies.read(request, CompletionRequest)
         return await answered(request, *await service.complete(asked))
 
-    described = asked_by(ChatRequest, ChatReply, has_engine=True)
+    described = asked_by(ChatRequest, ChatReply, has_engine=True, is_streamed=True)
 
     @app.post("/v1/chat/completions", openapi_extra=described)
     async def chat_completions(request: Request) -> Response:
@@ -149,7 +150,7 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         asked = await bodies.read(request, ChatRequest)
         return await answered(request, *await service.chat(asked))
 
-    described = asked_by(ResponseRequest, ResponseReply, has_engine=True)
+    described = asked_by(ResponseRequest, ResponseReply, has_engine=True, is_streamed=True)
 
     @app.post("/v1/responses", openapi_extra=described)
     async def responses(request: Request) -> Response:
@@ -157,10 +158,13 @@ def _add_generation(app: FastAPI, service: Service) -> None:
         asked = await bodies.read(request, ResponseRequest)
         return await answered(request, *await service.respond(asked))
 
-    @app.post("/v1/embeddings", include_in_schema=False)
-    async def embeddings() -> Response:
-        """Refuse them, which clients would not know from a wrong address."""
-        raise no_embeddings()
+    described = asked_by(EmbeddingRequest, EmbeddingReply, has_engine=True)
+
+    @app.post("/v1/embeddings", openapi_extra=described)
+    async def embeddings(request: Request) -> Response:
+        """Make numbers of texts."""
+        asked = await bodies.read(request, EmbeddingRequest)
+        return await answered(request, *await service.embed(asked))
 
 
 def _add_tokens(app: FastAPI, service: Service) -> None:

@@ -43,19 +43,24 @@ def said_by(
 
 
 def asked_by(
-    body: type[msgspec.Struct], reply: type[msgspec.Struct], *, has_engine: bool = False
+    body: type[msgspec.Struct],
+    reply: type[msgspec.Struct],
+    *,
+    has_engine: bool = False,
+    is_streamed: bool = False,
 ) -> dict[str, Any]:
     """Return a route's description of its body, and of what it answers.
 
     Args:
         body: its form.
         reply: that of the answer.
-        has_engine: whether it is the engine that answers, which also streams.
+        has_engine: whether it is the engine that answers.
+        is_streamed: whether the answer may also come as events.
     """
     errors = _BODY_ERRORS + (_ENGINE_ERRORS if has_engine else ())
     return {
         "requestBody": {"required": True, "content": {_JSON: {"schema": _schema(body)}}},
-        **said_by(reply, media_type=_EVENTS if has_engine else None, errors=errors),
+        **said_by(reply, media_type=_EVENTS if is_streamed else None, errors=errors),
     }
 
 

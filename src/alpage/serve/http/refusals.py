@@ -22,6 +22,7 @@ _PARAMS: Final[Mapping[str, str | None]] = {
     "n, best_of or beam_width": "n",
     "prompt and max_tokens": "prompt",
     "text": "prompt",
+    "has_embedding": "input",
     "token id": "prompt",
     "token_ids": "tokens",
 }
@@ -109,12 +110,6 @@ def unknown_model(name: str) -> Refusal:
     """Return the refusal of a model that is not served."""
     message = f"The model '{name}' does not exist. See /v1/models for what is served."
     return Refusal(404, message, param="model", code="model_not_found")
-
-
-def no_embeddings() -> Refusal:
-    """Return the refusal of embeddings."""
-    message = "This server makes texts, not embeddings: no model that it knows was made for them."
-    return Refusal(404, message, code="unsupported_endpoint")
 
 
 def too_large(max_bytes: int) -> Refusal:

@@ -33,7 +33,7 @@ from alpage.serve.http.schema import (
 _Value = TypeVar("_Value")
 
 # What a chat's fields are called here.
-_NAMES: Final[Mapping[str, str]] = {
+CHAT_NAMES: Final[Mapping[str, str]] = {
     "messages": "input",
     "max_completion_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",
@@ -41,6 +41,10 @@ _NAMES: Final[Mapping[str, str]] = {
     "response_format.json_schema": "text.format",
     "response_format.json_schema.schema": "text.format.schema",
 }
+_SHARED: Final = (
+    *("model", "temperature", "top_p", "parallel_tool_calls", "stream", "seed", "top_k", "min_p"),
+    *("repetition_penalty", "ignore_eos", "priority", "cache_salt"),
+)
 # Functions lie a level higher here.
 _TOOL: Final = ("].function", "]")
 
@@ -52,40 +56,32 @@ def chat_of(asked: ResponseRequest) -> ChatRequest:
         Refusal: it asks for what this server does not keep, or an item lacks something.
     """
     _check_stateless(asked)
-    choice = asked.tool_choice
     text_format = None if asked.text is None else asked.text.format
     return ChatRequest(
         messages=_messages(asked),
-        model=asked.model,
         max_completion_tokens=asked.max_output_tokens,
-        temperature=asked.temperature,
-        top_p=asked.top_p,
         response_format=None if text_format is None else _format(text_format),
         tools=None if asked.tools is None else [_tool(tool) for tool in asked.tools],
-        tool_choice=_choice(choice),
-        parallel_tool_calls=asked.parallel_tool_calls,
-        stream=asked.stream,
-        seed=asked.seed,
-        top_k=asked.top_k,
-        min_p=asked.min_p,
-        repetition_penalty=asked.repetition_penalty,
-        ignore_eos=asked.ignore_eos,
-        priority=asked.priority,
-        cache_salt=asked.cache_salt,
+        tool_choice=_choice(asked.tool_choice),
+        **{name: getattr(asked, name) for name in _SHARED},
     )
 
 
 @contextmanager
-def renamed() -> Iterator[None]:
-    """Let refusals of the chat call fields by the names that they have in the response."""
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Let refusals call fields, and functions of tools, as the request has them.
+
+    Args:
+        names: by those that the refusals have.
+    """
     try:
         yield
     except (Refusal, AlpageError) as error:
         refusal = error if isinstance(error, Refusal) else refusal_of(error)
         detail = refusal.detail
         if detail.param is not None:
-            detail.param = _NAMES.get(detail.param, detail.param).replace(*_TOOL)
-        for chats, ours in _NAMES.items():
+            detail.param = names.get(detail.param, detail.param).replace(*_TOOL)
+        for chats, ours in names.items():
             detail.message = detail.message.replace(f"'{chats}'", f"'{ours}'")
         detail.message = detail.message.replace(*_TOOL)
         raise refusal from error
@@ -166,12 +162,7 @@ def _format(text_format: TextFormat) -> ResponseFormat:
 
 
 def _tool(tool: FunctionTool) -> Tool:
-    function = FunctionDefinition(
-        name=tool.name,
-        description=tool.description,
-        parameters=tool.parameters,
-        strict=tool.strict,
-    )
+    function = FunctionDefinition(tool.name, tool.description, tool.parameters, tool.strict)
     return Tool(function=function, type="function")
 
 

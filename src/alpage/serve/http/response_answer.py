@@ -10,7 +10,6 @@ from alpage.serve.http.answers import Answer
 from alpage.serve.http.replies import ToolCallReply
 from alpage.serve.http.response_replies import (
     IncompleteDetails,
-    InputTokensDetails,
     ItemStatus,
     OutputCall,
     OutputItem,
@@ -93,16 +92,10 @@ class ResponseAnswer(Answer):
                 self._status = _STATUSES.get(chunk.finish_reason, "failed")
                 yield self._event(f"response.{self._status}", response=self._reply())
 
-    def last(self) -> ResponseEvent:
-        """There is none: the whole at the end has the usage."""
-        raise AssertionError("nobody can ask for it")
-
     def event_name(self, part: Struct) -> str:
         """Return what kind of event it is."""
         assert isinstance(part, ResponseEvent)
         return part.type
-
-    # -- items -----------------------------------------------------------------------------------
 
     def _open_message(self) -> Iterator[ResponseEvent]:
         self._message_id, self._said = _name("msg_"), ""
@@ -165,8 +158,6 @@ class ResponseAnswer(Answer):
         number, self._num_events = self._num_events, self._num_events + 1
         return ResponseEvent(type=kind, sequence_number=number, **fields)
 
-    # -- the whole -------------------------------------------------------------------------------
-
     def _reply(self) -> ResponseReply:
         asked, status = self._asked, self._status
         text_format = None if asked.text is None else asked.text.format
@@ -197,7 +188,7 @@ class ResponseAnswer(Answer):
         usage = self.usage
         return ResponseUsage(
             input_tokens=usage.prompt_tokens,
-            input_tokens_details=InputTokensDetails(usage.prompt_tokens_details.cached_tokens),
+            input_tokens_details=usage.prompt_tokens_details,
             output_tokens=usage.completion_tokens,
             output_tokens_details=OutputTokensDetails(),
             total_tokens=usage.total_tokens,

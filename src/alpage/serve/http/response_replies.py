@@ -6,6 +6,7 @@ from typing import Any, Literal, TypeAlias, final
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from alpage.serve.http.replies import PromptTokensDetails
 from alpage.serve.http.response_schema import FunctionChoices, FunctionTool, TextConfig
 
 ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
@@ -46,13 +47,6 @@ OutputItem: TypeAlias = OutputMessage | OutputCall
 
 
 @final
-class InputTokensDetails(msgspec.Struct):
-    """Of the input's tokens, those that were in the prefix cache."""
-
-    cached_tokens: int
-
-
-@final
 class OutputTokensDetails(msgspec.Struct):
     """No model here has a reasoning of its own kind."""
 
@@ -64,7 +58,7 @@ class ResponseUsage(msgspec.Struct, kw_only=True):
     """What a response took, in tokens."""
 
     input_tokens: int
-    input_tokens_details: InputTokensDetails
+    input_tokens_details: PromptTokensDetails
     output_tokens: int
     output_tokens_details: OutputTokensDetails
     total_tokens: int
