@@ -176,6 +176,7 @@ def _intake(
         page_size=config.page_size,
         vocab_size=shape.vocab_size,
         eos_ids=eos_ids,
+        has_whole_states=config.devices == config.replicas,
     )
     grammars = None if tokenizer is None else Grammars(tokenizer, shape.vocab_size, eos_ids)
     return Intake(limits, tokenizer, grammars=grammars, seed=config.seed)

@@ -39,6 +39,7 @@ class Limits:
         page_size: tokens in a page.
         vocab_size: token ids are below it.
         eos_ids: the model's own ends of text.
+        has_whole_states: whether one rank has all that the model makes of a token.
     """
 
     max_model_len: int
@@ -47,6 +48,7 @@ class Limits:
     page_size: int
     vocab_size: int
     eos_ids: frozenset[int]
+    has_whole_states: bool = True
 
 
 @final
@@ -204,6 +206,13 @@ class Intake:
                 value=num_wanted,
                 limit=f"may be at most {self.limits.vocab_size}, the model's vocabulary",
                 remedy="Ask for fewer",
+            )
+        if params.has_embedding and not self.limits.has_whole_states:
+            raise InvalidValue(
+                field="has_embedding",
+                value=True,
+                limit="needs a model that is not cut over devices",
+                remedy="Leave out devices, or have as many replicas",
             )
         if params.stop_strings and self._tokenizer is None:
             raise InvalidValue(

@@ -67,7 +67,8 @@ class RequestMetrics:
 class RequestOutput:
     """All that came of one request.
 
-    `prompt_logprobs` has None for the first token, which nothing precedes.
+    `prompt_logprobs` has None for the first token, which nothing precedes. `embedding` is the state
+    of the prompt's last token behind the final norm, if it was asked for.
     """
 
     request_id: str
@@ -76,6 +77,7 @@ class RequestOutput:
     outputs: Sequence[CompletionOutput]
     metrics: RequestMetrics
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
+    embedding: Sequence[float] | None = None
 
 
 @final

@@ -6,7 +6,7 @@ once, with the limit they broke.
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import Final, Literal, final
 
 from alpage.errors import InvalidValue
 from alpage.serve.guide import Guide
@@ -21,6 +21,12 @@ _MAX_COUNT = 2**31 - 1
 _COLLECTION = (Sequence, Set)
 # Below, scaled logits leave the range of float32; 0 is the limit that they tend to.
 MIN_TEMPERATURE = 0.01
+_SWITCHES: Final = (
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "skip_special_tokens",
+    "has_embedding",
+)
 
 
 @final
@@ -53,6 +59,7 @@ class SamplingParams:
         logprobs: also return the log-probabilities (of the model, before any of the above) of the
             chosen token and of this many likeliest ones.
         prompt_logprobs: the same for the prompt's tokens.
+        has_embedding: whether the output has what the model makes of the prompt, as numbers.
         skip_special_tokens: leave special tokens out of the text.
         guide: the form that the text must have, and ends with.
 
@@ -79,6 +86,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    has_embedding: bool = False
     skip_special_tokens: bool = True
     guide: Guide | None = None
 
@@ -104,7 +112,7 @@ class SamplingParams:
         for name, value in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
             if value is not None:
                 _whole(name, value, 0, MAX_LOGPROBS)
-        for name in ("include_stop_str_in_output", "ignore_eos", "skip_special_tokens"):
+        for name in _SWITCHES:
             _kind(name, getattr(self, name), (bool,), "True or False")
         if self.guide is not None:
             _kind("guide", self.guide, (Guide,), "a Guide, such as Guide.regex(...)")

@@ -47,14 +47,16 @@ class Readout:
         numbers, places = _drawing(rows)
         if places:
             drawing = [rows[number] for number in numbers]
-            drawn = sample(_logits(model, x_TD, places), drawing, self._slots)
-            for number, result in zip(numbers, drawn, strict=True):
+            x_RD = _rows(model, x_TD, places)
+            drawn = sample(model.logits(x_RD), drawing, self._slots)
+            for place, (number, result) in enumerate(zip(numbers, drawn, strict=True)):
                 before = results.get(number, result)
                 results[number] = RowResult(
                     tokens=result.tokens,
                     logprobs=result.logprobs,
                     candidates=result.candidates,
                     prompt_logprobs=before.prompt_logprobs,
+                    state=self._state(x_RD[place], rows[number]),
                 )
         return [results.get(number, RowResult()) for number in range(len(rows))]
 
@@ -66,6 +68,11 @@ class Readout:
         _, places = _drawing(rows)
         if places:
             _logits(model, x_TD, places)
+
+    def _state(self, x_D: Tensor, row: Row) -> tuple[float, ...]:
+        params = self._rules[row.request_id].params
+        has_embedding = isinstance(params, SamplingParams) and params.has_embedding
+        return tuple(x_D.float().tolist()) if has_embedding else ()
 
     def _prompt_logprobs(
         self, model: Model, x_TD: Tensor, places: range, row: Row
@@ -83,9 +90,12 @@ class Readout:
         return tuple(entries)
 
 
+def _rows(model: Model, x_TD: Tensor, places: Sequence[int]) -> Tensor:
+    return model.sharder.rows(x_TD, torch.tensor(places, device=x_TD.device))
+
+
 def _logits(model: Model, x_TD: Tensor, places: Sequence[int]) -> Tensor:
-    place_R = torch.tensor(places, device=x_TD.device)
-    return model.logits(model.sharder.rows(x_TD, place_R))
+    return model.logits(_rows(model, x_TD, places))
 
 
 def _prompt_rows(rows: Sequence[Row]) -> Iterator[tuple[int, range]]:

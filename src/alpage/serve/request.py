@@ -39,6 +39,7 @@ class Request:
         # By position, so that a prompt computed again after a preemption changes nothing.
         num_wanted = len(group.prompt_tokens) if group.wants_prompt_logprobs else 0
         self._prompt_logprobs: list[TokenLogprobs | None] = [None] * num_wanted
+        self._embedding: Seq[float] = ()
 
     @property
     def request_id(self) -> str:
@@ -78,6 +79,8 @@ class Request:
         for row, result in rows:
             for place, entry in enumerate(result.prompt_logprobs, start=row.start + 1):
                 self._prompt_logprobs[place] = decoded(entry, self._tokenizer)
+            # The first that draws is the prompt's last.
+            self._embedding = self._embedding or result.state
             if row.num_draws:
                 parents.append(by_slot[row.slot])
                 results.append(result)
@@ -103,6 +106,7 @@ class Request:
             prompt_token_ids=self.group.prompt_tokens,
             outputs=tuple(self._decoder.outputs()),
             prompt_logprobs=self.prompt_logprobs,
+            embedding=self._embedding or None,
             metrics=RequestMetrics(
                 arrival_s=self.arrival_s,
                 first_token_s=times_s[0] if times_s else None,

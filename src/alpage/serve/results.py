@@ -16,12 +16,14 @@ class RowResult:
         logprobs: of each token, if asked for.
         candidates: for beams: the likeliest (token, log-probability), the best first.
         prompt_logprobs: of the prompt tokens behind each of the row's tokens, if asked for.
+        state: what the model makes of the row's last token, before it draws, if asked for.
     """
 
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     candidates: tuple[tuple[int, float], ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    state: tuple[float, ...] = ()
 
     def followed_by(self, other: "RowResult") -> "RowResult":
         """Return what a row gave whose later part gave the other, which alone draws."""

@@ -5,10 +5,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from alpage.serve.decoders import to_chunk
-from alpage.serve.http.replies import PromptTokensDetails, Reply, Usage
+from alpage.serve.http.replies import PromptTokensDetails, Usage
 from alpage.serve.http.schema import Generates
 from alpage.serve.http.ticket import Ask, Piece
 from alpage.serve.outputs import RequestOutput
@@ -39,16 +39,24 @@ class Answer(ABC):
         self._num_cached_tokens = 0
 
     @abstractmethod
-    def whole(self, outputs: Sequence[RequestOutput]) -> Reply:
+    def whole(self, outputs: Sequence[RequestOutput]) -> Struct:
         """Return the answer, once all has come."""
 
-    @abstractmethod
-    def parts(self, piece: Piece) -> Iterator[Reply]:
-        """Yield what is said of what came."""
+    def begin(self) -> Iterator[Struct]:
+        """Yield what is said as soon as the engine has the request: in most forms nothing."""
+        return iter(())
 
-    @abstractmethod
-    def last(self) -> Reply:
-        """Return the part without choices that tells the usage."""
+    def parts(self, piece: Piece) -> Iterator[Struct]:
+        """Yield what is said of what came, in forms that can be streamed."""
+        raise AssertionError(f"{piece} came of what is not streamed")
+
+    def last(self) -> Struct:
+        """Return the part without choices that tells the usage, in forms that have one."""
+        raise AssertionError("nobody can ask for it")
+
+    def event_name(self, part: Struct) -> str | None:  # noqa: ARG002
+        """Return what a part is called as an event, in forms in which it has a name."""
+        return None
 
     def pieces(self, outputs: Sequence[RequestOutput]) -> list[Piece]:
         """Return the whole outputs as if each had come at once."""

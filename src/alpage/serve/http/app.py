@@ -13,14 +13,32 @@ from alpage.serve.http.events import EventStream, waiting
 from alpage.serve.http.guard import Guard
 from alpage.serve.http.live import add_live
 from alpage.serve.http.metrics import CONTENT_TYPE
-from alpage.serve.http.openapi import body_of
+from alpage.serve.http.openapi import asked_by, named_by, said_by
 from alpage.serve.http.page_files import add_page
-from alpage.serve.http.refusals import Refusal, draining, failed, lost, refusal_of
-from alpage.serve.http.replies import ModelList
+from alpage.serve.http.refusals import (
+    Refusal,
+    draining,
+    failed,
+    lost,
+    refusal_of,
+)
+from alpage.serve.http.replies import (
+    ChatReply,
+    CompletionReply,
+    EmbeddingReply,
+    ModelCard,
+    ModelList,
+    Text,
+    Tokens,
+    VersionReply,
+)
+from alpage.serve.http.response_replies import ResponseReply
+from alpage.serve.http.response_schema import ResponseRequest
 from alpage.serve.http.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     TokenizeRequest,
 )
 from alpage.serve.http.service import Service
@@ -35,7 +53,13 @@ _PATIENCE_S = 1.0
 def make_app(service: Service) -> FastAPI:
     """Return the ASGI application of a service, whose loop runs as long as it is asked."""
     # The pages that show the routes load scripts from elsewhere; the document itself is there.
-    app = FastAPI(title="alpage", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="alpage",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        default_response_class=Response,
+    )
     app.add_middleware(Guard, keys=service.settings.api_keys, ended=service.visits.ended)
     for kind, handler in (
         (Refusal, _refused),
@@ -54,7 +78,7 @@ def make_app(service: Service) -> FastAPI:
 
 
 def _add_states(app: FastAPI, service: Service) -> None:
-    @app.get("/health")
+    @app.get("/health", openapi_extra=said_by(errors=(503,)))
     async def health() -> Response:
         """Say whether the engine makes steps when it has work."""
         state = service.loop.state
@@ -62,7 +86,7 @@ def _add_states(app: FastAPI, service: Service) -> None:
             raise lost() if state == "lost" else _stalled(service.settings.stall_s)
         return Response(status_code=200)
 
-    @app.get("/ready")
+    @app.get("/ready", openapi_extra=said_by(errors=(503,)))
     async def ready() -> Response:
         """Say whether new requests are taken."""
         state = service.loop.state
@@ -70,12 +94,12 @@ def _add_states(app: FastAPI, service: Service) -> None:
             raise draining() if state == "draining" else lost()
         return Response(status_code=200)
 
-    @app.get("/version")
+    @app.get("/version", openapi_extra=said_by(VersionReply))
     async def version() -> Response:
         """Say which version this is."""
-        return _json({"version": __version__})
+        return _json(VersionReply(__version__))
 
-    @app.get("/metrics")
+    @app.get("/metrics", openapi_extra=said_by(media_type="text/plain"))
     async def metrics() -> Response:
         """Tell Prometheus how it goes."""
         usage = await service.loop.usage(_PATIENCE_S)
@@ -83,15 +107,17 @@ def _add_states(app: FastAPI, service: Service) -> None:
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models")
+    @app.get("/v1/models", openapi_extra=said_by(ModelList))
     async def models() -> Response:
         """List the names of the model."""
         return _json(ModelList(data=service.cards()))
 
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
+    described = named_by("name") | said_by(ModelCard, errors=(404,))
+
+    @app.get("/v1/models/{name:path}", openapi_extra=described)
+    async def model(request: Request) -> Response:
         """Describe one of them."""
-        return _json(service.card(name))
+        return _json(service.card(request.path_params["name"]))
 
 
 def _add_generation(app: FastAPI, service: Service) -> None:
@@ -108,28 +134,48 @@ def _add_generation(app: FastAPI, service: Service) -> None:
             return Response(status_code=499)
         return _json(answer.whole(outputs))
 
-    @app.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
+    described = asked_by(CompletionRequest, CompletionReply, has_engine=True, is_streamed=True)
+
+    @app.post("/v1/completions", openapi_extra=described)
     async def completions(request: Request) -> Response:
         """Continue prompts."""
         asked = await bodies.read(request, CompletionRequest)
         return await answered(request, *await service.complete(asked))
 
-    @app.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
+    described = asked_by(ChatRequest, ChatReply, has_engine=True, is_streamed=True)
+
+    @app.post("/v1/chat/completions", openapi_extra=described)
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
         asked = await bodies.read(request, ChatRequest)
         return await answered(request, *await service.chat(asked))
 
+    described = asked_by(ResponseRequest, ResponseReply, has_engine=True, is_streamed=True)
+
+    @app.post("/v1/responses", openapi_extra=described)
+    async def responses(request: Request) -> Response:
+        """Answer a conversation, in the form of responses."""
+        asked = await bodies.read(request, ResponseRequest)
+        return await answered(request, *await service.respond(asked))
+
+    described = asked_by(EmbeddingRequest, EmbeddingReply, has_engine=True)
+
+    @app.post("/v1/embeddings", openapi_extra=described)
+    async def embeddings(request: Request) -> Response:
+        """Make numbers of texts."""
+        asked = await bodies.read(request, EmbeddingRequest)
+        return await answered(request, *await service.embed(asked))
+
 
 def _add_tokens(app: FastAPI, service: Service) -> None:
     bodies = Bodies(service.settings)
 
-    @app.post("/tokenize", openapi_extra=body_of(TokenizeRequest))
+    @app.post("/tokenize", openapi_extra=asked_by(TokenizeRequest, Tokens))
     async def tokenize(request: Request) -> Response:
         """Turn a text or a conversation into tokens."""
         return _json(await service.tokenize(await bodies.read(request, TokenizeRequest)))
 
-    @app.post("/detokenize", openapi_extra=body_of(DetokenizeRequest))
+    @app.post("/detokenize", openapi_extra=asked_by(DetokenizeRequest, Text))
     async def detokenize(request: Request) -> Response:
         """Turn tokens into text."""
         return _json(service.detokenize(await bodies.read(request, DetokenizeRequest)))

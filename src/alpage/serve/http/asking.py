@@ -46,7 +46,7 @@ def completion_params(
     if max_tokens == 0 and asked.echo:
         # The prompt alone is of interest; its last logits come with a token all the same.
         max_tokens = 1
-    _check_length("prompt", "max_tokens", num_prompt_tokens, max_tokens, limits)
+    check_length("prompt", "max_tokens", num_prompt_tokens, max_tokens, limits)
     own: dict[str, Any] = {"logprobs": asked.logprobs, "guide": guide}
     if asked.echo:
         own["prompt_logprobs"] = asked.logprobs
@@ -74,7 +74,7 @@ def chat_params(
         raise invalid(f"'{field}' must be at least 1.", field)
     num_left = max(1, limits.max_model_len - num_prompt_tokens)
     max_tokens = num_left if given is None else given
-    _check_length("messages", field, num_prompt_tokens, max_tokens, limits)
+    check_length("messages", field, num_prompt_tokens, max_tokens, limits)
     own: dict[str, Any] = {"guide": guide}
     if asked.logprobs:
         own["logprobs"] = asked.top_logprobs or 0
@@ -147,9 +147,14 @@ def _given(asked: Generates, names: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _check_length(
+def check_length(
     prompt_field: str, field: str, num_prompt: int, max_tokens: int, limits: Limits
 ) -> None:
+    """Refuse a prompt and an answer that the model's length cannot hold.
+
+    Raises:
+        Refusal: it cannot.
+    """
     if num_prompt + max_tokens > limits.max_model_len:
         raise too_long(prompt_field, f"{num_prompt}", field, max_tokens, limits)
 

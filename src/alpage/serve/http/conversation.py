@@ -81,6 +81,22 @@ def told(
     return [{k: v for k, v in message.items() if k != "is_result"} for message in found]
 
 
+def arguments_of(text: str, path: str) -> dict[str, Any]:
+    """Return the arguments of a call.
+
+    Raises:
+        Refusal: they are no JSON object.
+    """
+    try:
+        arguments = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict) or is_deeper(arguments, MAX_NESTING):
+        limit = f"must be a JSON object as text, nested {MAX_NESTING} deep at most"
+        raise invalid(f"'{path}' {limit}.", path)
+    return arguments
+
+
 def _plain(number: int, message: ChatMessage) -> dict[str, Any]:
     content = message.content
     if content is None and message.role != "assistant":
@@ -94,14 +110,7 @@ def _plain(number: int, message: ChatMessage) -> dict[str, Any]:
 
 
 def _plain_call(call: ToolCall, path: str) -> dict[str, Any]:
-    path = f"{path}.function.arguments"
-    try:
-        arguments = json.loads(call.function.arguments or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict) or is_deeper(arguments, MAX_NESTING):
-        limit = f"must be a JSON object as text, nested {MAX_NESTING} deep at most"
-        raise invalid(f"'{path}' {limit}.", path)
+    arguments = arguments_of(call.function.arguments, f"{path}.function.arguments")
     function = {"name": call.function.name, "arguments": arguments}
     return {"id": call.id, "type": "function", "function": function}
 

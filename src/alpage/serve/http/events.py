@@ -1,7 +1,7 @@
 """Events: answers on their way to a client who may go away at any time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Final, final
 
@@ -72,21 +72,28 @@ class EventStream(Response):
 
     async def _send_parts(self, send: Callable[[Any], Awaitable[None]]) -> None:
         ticket, answer = self._ticket, self._answer
+        first = self._events(answer.begin())
+        if first:
+            await send_part(send, first)
         while True:
             pieces = await ticket.take(self._keep_alive_s)
             if not pieces and ticket.is_finished:
                 break
-            parts = [part for piece in pieces for part in answer.parts(piece)]
-            events = b"".join(event_of(msgspec.json.encode(part)) for part in parts)
+            events = self._events(part for piece in pieces for part in answer.parts(piece))
             if events or not pieces:
                 await send_part(send, events or STILL_HERE)
         if answer.has_usage:
-            await send_part(send, event_of(msgspec.json.encode(answer.last())))
+            await send_part(send, self._events([answer.last()]))
+
+    def _events(self, parts: Iterable[msgspec.Struct]) -> bytes:
+        encoded = ((msgspec.json.encode(part), self._answer.event_name(part)) for part in parts)
+        return b"".join(event_of(data, name) for data, name in encoded)
 
 
-def event_of(data: bytes) -> bytes:
-    """Return data as one event."""
-    return b"data: " + data + b"\n\n"
+def event_of(data: bytes, name: str | None = None) -> bytes:
+    """Return data as one event, which may have a name."""
+    event = b"data: " + data + b"\n\n"
+    return event if name is None else b"event: " + name.encode() + b"\n" + event
 
 
 async def send_part(send: Callable[[Any], Awaitable[None]], data: bytes) -> None:

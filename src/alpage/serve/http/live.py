@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from alpage.serve.http.engine_loop import EngineLoop
 from alpage.serve.http.events import EVENT_HEADERS, STILL_HERE, event_of, send_part
+from alpage.serve.http.openapi import said_by
 from alpage.serve.http.refusals import Refusal
 from alpage.serve.http.service import Service
 from alpage.serve.live import LiveMemory, LiveRequest, Share, Snapshot, changes, look
@@ -153,7 +154,7 @@ def add_live(app: FastAPI, service: Service) -> None:
         """Show the engine as it goes, as server-sent events."""
         return LiveStream(loop, lookout, service.settings.keep_alive_s)
 
-    @app.get("/live/snapshot")
+    @app.get("/live/snapshot", openapi_extra=said_by(LiveReply, errors=(503,)))
     async def live_snapshot() -> Response:
         """Show the engine as it is."""
         reply = reply_of(None, await loop.ask(lookout.look))

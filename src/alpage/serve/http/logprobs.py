@@ -53,11 +53,7 @@ def completion_logprobs(
         found.tokens.append(_name(token, texts))
         found.text_offset.append(offsets.next(token))
         found.token_logprobs.append(None if entry is None else _bounded(entry[token].logprob))
-        found.top_logprobs.append(
-            None
-            if entry is None
-            else {_name(id_, texts): _bounded(entry[id_].logprob) for id_ in _ranked(entry)}
-        )
+        found.top_logprobs.append(None if entry is None else _by_name(entry, texts))
     return found
 
 
@@ -81,6 +77,14 @@ def chat_logprobs(
             for token, entry in zip(tokens, entries, strict=True)
         ]
     )
+
+
+def _by_name(entry: TokenLogprobs, texts: Texts) -> dict[str, float]:
+    # Several tokens may be spelled alike: the likeliest of them, which comes first, is shown.
+    found: dict[str, float] = {}
+    for token in _ranked(entry):
+        found.setdefault(_name(token, texts), _bounded(entry[token].logprob))
+    return found
 
 
 def _ranked(entry: TokenLogprobs) -> Iterable[int]:

@@ -22,6 +22,7 @@ _PARAMS: Final[Mapping[str, str | None]] = {
     "n, best_of or beam_width": "n",
     "prompt and max_tokens": "prompt",
     "text": "prompt",
+    "has_embedding": "input",
     "token id": "prompt",
     "token_ids": "tokens",
 }

@@ -209,3 +209,37 @@ class Text(msgspec.Struct):
     """What `POST /detokenize` says."""
 
     prompt: str
+
+
+@final
+class EmbeddingUsage(msgspec.Struct):
+    """What embeddings took, in tokens."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+@final
+class Embedding(msgspec.Struct, kw_only=True):
+    """Numbers, or their bytes in base64: float32, the lowest byte first."""
+
+    index: int
+    embedding: Sequence[float] | str
+    object: str = "embedding"
+
+
+@final
+class EmbeddingReply(msgspec.Struct, kw_only=True):
+    """What `POST /v1/embeddings` says."""
+
+    data: Sequence[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    object: str = "list"
+
+
+@final
+class VersionReply(msgspec.Struct):
+    """What `GET /version` says."""
+
+    version: str

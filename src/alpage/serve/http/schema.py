@@ -192,6 +192,20 @@ class ChatRequest(Generates):
 
 
 @final
+class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """`POST /v1/embeddings`."""
+
+    input: str | list[str | int | list[int]]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    add_special_tokens: bool | None = None
+    priority: int | None = None
+    # Of no effect here.
+    user: str | None = None
+
+
+@final
 class TokenizeRequest(msgspec.Struct, forbid_unknown_fields=True):
     """`POST /tokenize`, of a text or of a conversation."""
 

@@ -9,26 +9,32 @@ from alpage.serve.http.asking import (
     chat_params,
     check_chat,
     check_generates,
+    check_length,
     completion_params,
 )
 from alpage.serve.http.chat_answer import ChatCompletionAnswer
 from alpage.serve.http.completion_answer import CompletionAnswer
+from alpage.serve.http.embedding_answer import EmbeddingAnswer
 from alpage.serve.http.engine_loop import EngineLoop
 from alpage.serve.http.guiding import Guides, guide_of
 from alpage.serve.http.metrics import Metrics
-from alpage.serve.http.refusals import invalid, unknown_model
+from alpage.serve.http.refusals import invalid, unknown_model, unsupported
 from alpage.serve.http.replies import ModelCard, Text, Tokens
+from alpage.serve.http.responding import CHAT_NAMES, chat_of, renamed
+from alpage.serve.http.response_answer import ResponseAnswer
+from alpage.serve.http.response_schema import ResponseRequest
 from alpage.serve.http.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
+    EmbeddingRequest,
     Generates,
     TokenizeRequest,
 )
 from alpage.serve.http.settings import Settings
 from alpage.serve.http.texts import Texts, check_prompt_ids, prompts_of
 from alpage.serve.http.ticket import Ask, Ticket
-from alpage.serve.http.tools import chat_guide, check_beams, tooling_of
+from alpage.serve.http.tools import Tooling, chat_guide, check_beams, tooling_of
 from alpage.serve.http.visits import Visits
 from alpage.serve.params import BeamSearchParams, SamplingParams
 from alpage.serve.serves import Serves
@@ -76,14 +82,49 @@ class Service:
         """
         model = self._model(asked.model)
         check_generates(asked)
+        guide = await self.guides.compiled(*guide_of(asked))
+        asks = []
+        for prompt, tokens in await self._prompts(asked):
+            params = completion_params(asked, len(tokens), self.limits, guide)
+            asks.append(_ask(asked, tokens, params, prompt))
+        answer = CompletionAnswer(model, asked, asks, self.texts)
+        return self.loop.open(asks, is_streamed=bool(asked.stream)), answer
+
+    async def embed(self, asked: EmbeddingRequest) -> tuple[Ticket, Answer]:
+        """Begin embeddings.
+
+        Raises:
+            Refusal: they cannot be.
+            AlpageError: a value is out of range.
+        """
+        model = self._model(asked.model)
+        if asked.dimensions is not None:
+            limit = "is not supported: the numbers of this model do not come by their weight"
+            raise unsupported("dimensions", limit)
+        completion = CompletionRequest(
+            prompt=asked.input,
+            add_special_tokens=asked.add_special_tokens,
+            priority=asked.priority,
+        )
+        # The engine draws a token at least; nobody has asked for it.
+        params = SamplingParams(max_tokens=1, temperature=0, has_embedding=True)
+        with renamed({"prompt": "input"}):
+            prompts = await self._prompts(completion)
+            for _, tokens in prompts:
+                check_length("prompt", "max_tokens", len(tokens), 1, self.limits)
+        asks = [_ask(completion, tokens, params, prompt) for prompt, tokens in prompts]
+        answer = EmbeddingAnswer(model, asked, completion, asks)
+        return self.loop.open(asks, is_streamed=False), answer
+
+    async def _prompts(self, asked: CompletionRequest) -> list[tuple[str | None, list[int]]]:
+        """Return the prompts, as texts where they are, and their tokens."""
         prompts = prompts_of(asked)
         if len(prompts) > self.settings.max_prompts:
             message = (
                 f"'prompt' has {len(prompts)} prompts; up to {self.settings.max_prompts} may be."
             )
             raise invalid(message, "prompt")
-        guide = await self.guides.compiled(*guide_of(asked))
-        asks = []
+        found: list[tuple[str | None, list[int]]] = []
         for prompt in prompts:
             if isinstance(prompt, str):
                 has_special = asked.add_special_tokens is not False
@@ -93,10 +134,8 @@ class Service:
             else:
                 tokens = prompt
             check_prompt_ids(tokens, self.limits)
-            params = completion_params(asked, len(tokens), self.limits, guide)
-            asks.append(_ask(asked, tokens, params, prompt if isinstance(prompt, str) else None))
-        answer = CompletionAnswer(model, asked, asks, self.texts)
-        return self.loop.open(asks, is_streamed=bool(asked.stream)), answer
+            found.append((prompt if isinstance(prompt, str) else None, tokens))
+        return found
 
     async def chat(self, asked: ChatRequest) -> tuple[Ticket, Answer]:
         """Begin a chat completion.
@@ -105,6 +144,25 @@ class Service:
             Refusal: it cannot be.
             AlpageError: a value is out of range.
         """
+        model, asks, tooling = await self._talk(asked)
+        answer = ChatCompletionAnswer(model, asked, asks, self.texts, tooling)
+        return self.loop.open(asks, is_streamed=bool(asked.stream)), answer
+
+    async def respond(self, asked: ResponseRequest) -> tuple[Ticket, Answer]:
+        """Begin a response.
+
+        Raises:
+            Refusal: it cannot be.
+            AlpageError: a value is out of range.
+        """
+        chat = chat_of(asked)
+        with renamed(CHAT_NAMES):
+            model, asks, tooling = await self._talk(chat)
+        answer = ResponseAnswer(model, asked, chat, asks, tooling)
+        return self.loop.open(asks, is_streamed=bool(asked.stream)), answer
+
+    async def _talk(self, asked: ChatRequest) -> tuple[str, list[Ask], Tooling | None]:
+        """Return what the model is called, the conversation for the engine, and its tools."""
         model = self._model(asked.model)
         check_generates(asked)
         check_chat(asked)
@@ -121,8 +179,7 @@ class Service:
         guide = await self.guides.compiled(*form)
         params = chat_params(asked, len(tokens), self.limits, guide)
         asks = [_ask(asked, tokens, params, None)]
-        answer = ChatCompletionAnswer(model, asked, asks, self.texts, tooling)
-        return self.loop.open(asks, is_streamed=bool(asked.stream)), answer
+        return model, asks, tooling
 
     async def tokenize(self, asked: TokenizeRequest) -> Tokens:
         """Return a text's tokens, or a conversation's.
