@@ -63,6 +63,13 @@ def until_all_gone(pids):
         time.sleep(0.02)
 
 
+def until_one_runs(url):
+    end_s = time.monotonic() + DEADLINE_S
+    while 'alpage_requests_running{model="tiny"} 1.0' not in httpx.get(f"{url}/metrics").text:
+        assert time.monotonic() < end_s, "nothing runs"
+        time.sleep(0.01)
+
+
 # -- OpenAI's client -------------------------------------------------------------------------------
 
 
@@ -168,7 +175,7 @@ def test_what_has_begun_is_answered_before_the_end(model, number):
 
         thread = threading.Thread(target=ask)
         thread.start()
-        time.sleep(0.3)
+        until_one_runs(server.url)
         status = server.end(number)
         thread.join()
     assert status == 0
