@@ -13,7 +13,7 @@ from typing import final
 import torch
 import torch.nn.functional as F
 
-from alpage.ops.linear import linear, packed
+from alpage import native
 from alpage.units import MiB
 
 # Large enough that launch and packing do not count, small enough for several repeats a second.
@@ -62,13 +62,13 @@ def matmul_load(device: torch.device, dtype: torch.dtype) -> Load:
 
 def int8_load(device: torch.device, dtype: torch.dtype) -> Load:
     """Return the product of a matrix in 8 bits, by our kernels where these serve."""
+    if device.type != "cpu" or dtype != torch.bfloat16 or not native.has_linear():
+        return matmul_load(device, dtype)
     size = _MATRIX_SIZE[device.type]
     x_MK = torch.randn(size, size, device=device).to(dtype)
     w_NK = torch.randint(-127, 128, (size, size), device=device).to(torch.int8)
-    weight = packed(w_NK, torch.ones(size, device=device, dtype=dtype))
-    if weight is None:
-        return matmul_load(device, dtype)
-    return Load(run=lambda: linear(x_MK, weight), amount=2 * size**3)
+    weight = native.pack_int8(w_NK, torch.ones(size))
+    return Load(run=lambda: native.linear(x_MK, weight), amount=2 * size**3)
 
 
 def read_load(device: torch.device, *, num_readers: int = 1) -> Load:
