@@ -216,3 +216,10 @@ def test_address_that_is_taken_is_refused(model, server, command_line):
     assert status == 1
     assert "is taken" in said
     assert "Choose another port" in said
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "99999"])
+def test_port_that_is_none_is_refused(model, port, command_line):
+    status, _, said = command_line("serve", str(model), "--port", port)
+    assert status == 1
+    assert "between 0 and 65,535" in said

@@ -20,6 +20,7 @@ from alpage.serve.http.service import Service
 _GRACE_S = 5
 _MAX_HEADER_BYTES = 16 * 1024
 _IDLE_S = 75
+_MAX_PORT = 65_535
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -28,6 +29,14 @@ def bound(host: str, port: int) -> socket.socket:
     Raises:
         InvalidValue: the address is taken, not this machine's, or none.
     """
+    # The resolver would take such a port modulo 65,536.
+    if not 0 <= port <= _MAX_PORT:
+        raise InvalidValue(
+            field="port",
+            value=port,
+            limit=f"must be between 0 and {_MAX_PORT:,}",
+            remedy="Choose a port in that range, or 0 for any that is free",
+        )
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -37,8 +46,8 @@ def bound(host: str, port: int) -> socket.socket:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             found.bind(address)
             stack.pop_all()
-    except (OSError, OverflowError) as error:
-        is_taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+    except OSError as error:
+        is_taken = error.errno == errno.EADDRINUSE
         raise InvalidValue(
             field="host and port",
             value=f"{host}:{port}",
