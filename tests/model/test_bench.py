@@ -31,6 +31,18 @@ from alpage.workload import ModelShape
 from alpage.workload_file import RequestSpec
 from tiny_llama import make_tiny_llama
 
+SHAPE = ModelShape(
+    num_layers=1,
+    d_model=2,
+    num_heads=1,
+    num_kv_heads=1,
+    head_dim=2,
+    d_ff=4,
+    num_ffn_matrices=3,
+    vocab_size=10,
+    is_tied=True,
+)
+
 SPECS = [
     RequestSpec(prompt_tokens=40, output_tokens=9),
     RequestSpec(prompt="one two three four five", output_tokens=6, n=3, arrival_s=0.05),
@@ -78,20 +90,9 @@ def test_figures_are_what_they_say():
             arrival_s=2.0, num_prompt_tokens=4, num_output_tokens=1, token_times_s=(2.3,)
         ),
     ]
-    shape = ModelShape(
-        num_layers=1,
-        d_model=2,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=2,
-        d_ff=4,
-        num_ffn_matrices=3,
-        vocab_size=10,
-        is_tied=True,
-    )
     figures = to_figures(
         Replay(wall_s=4.0, steps=steps, requests=requests, num_preemptions=5),
-        Footprint(shape=shape, weight_element_bytes=2, kv_element_bytes=2),
+        Footprint(shape=SHAPE, weight_element_bytes=2, kv_element_bytes=2),
         # 40 block weights: 800 FLOP a step take 0.25 s, and reading the model takes less.
         Ceilings(matmul_flops_per_s=3200.0, memory_bytes_per_s=1e6),
         peak_rss_bytes=7,
@@ -276,17 +277,7 @@ def test_ceiling_of_8_bits_is_measured_with_8_bits(monkeypatch):
 
 
 def test_weights_in_8_bits_count_one_byte_but_for_the_vocabulary():
-    shape = ModelShape(
-        num_layers=1,
-        d_model=2,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=2,
-        d_ff=4,
-        num_ffn_matrices=3,
-        vocab_size=10,
-        is_tied=False,
-    )
+    shape = dataclasses.replace(SHAPE, is_tied=False)
     profile = Profile(
         shape=shape, dtype=torch.bfloat16, device=torch.device("cpu"), quantization="int8"
     )

@@ -11,7 +11,7 @@ import pytest
 from alpage import LLM
 from alpage.serve.http import make_app
 from tiny_llama import make_tiny_llama
-from tiny_server import DEADLINE_S, NAME, service_of
+from tiny_server import DEADLINE_S, NAME, scope_of, service_of
 
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 IDS = list(range(10, 50))
@@ -52,20 +52,6 @@ REQUESTS = {
 async def leave(app, path, body):
     """Ask, and be gone before the answer is there."""
     parts = [{"type": "http.request", "body": json.dumps(body).encode()}]
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "root_path": "",
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 2),
-    }
 
     async def receive():
         if parts:
@@ -76,7 +62,7 @@ async def leave(app, path, body):
     async def send(_):
         pass
 
-    await app(scope, receive, send)
+    await app(scope_of(path), receive, send)
 
 
 async def ask_all(app):

@@ -11,7 +11,7 @@ from alpage import LLM
 from alpage.errors import RankLost
 from alpage.serve.http import Service, Settings
 from tiny_llama import make_tiny_llama
-from tiny_server import DEADLINE_S, NAME, Client, events_of, service_of
+from tiny_server import DEADLINE_S, NAME, Client, events_of, scope_of, service_of
 
 MAX_LEN = 4096
 LONG = {"max_tokens": 4000, "ignore_eos": True, "temperature": 0}
@@ -49,21 +49,7 @@ class Call:
         self._parts = [{"type": "http.request", "body": json.dumps(body).encode()}]
         self._has_left = asyncio.Event()
         self.sent = []
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": "POST",
-            "scheme": "http",
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": "",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
-            "client": ("127.0.0.1", 1),
-            "server": ("127.0.0.1", 2),
-        }
-        self.task = asyncio.create_task(app(scope, self._receive, self._send))
+        self.task = asyncio.create_task(app(scope_of(path), self._receive, self._send))
 
     def leave(self):
         self._has_left.set()

@@ -70,6 +70,24 @@ class Client:
         return events_of(response.text)
 
 
+def scope_of(path: str) -> dict[str, Any]:
+    """Return how a server announces a POST of JSON to its application."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+    }
+
+
 def events_of(text: str) -> list[Any]:
     """Return the events of a stream, which ends as it should."""
     lines = [line for line in text.split("\n\n") if line and not line.startswith(":")]

@@ -41,7 +41,8 @@ class Program:
     def __init__(self, trace: Trace, x: int, turn: int, y: Part) -> None:
         operations = [step for operation in trace.operations for step in _lowered(operation, trace)]
         self._d_model = y.width
-        self._keep = operations
+        # The native program has the addresses of their weights.
+        self._operations = operations
         outside = (x, turn, y.buffer)
         starts, self._arena_bytes = _places(trace.row_bytes, operations, outside)
         buffers = list(zip(starts, trace.row_bytes, strict=True))
