@@ -28,6 +28,14 @@ constexpr int kMaxSplitTiles = 4; // sequences with more row tiles than this hav
 
 enum class Dtype { float32, bfloat16 };
 
+// How a head's tile of a page [S, K] lies in memory, for keys and for values.
+//   rows: token after token.
+//   pairs: as `vdpbf16ps` takes it, which multiplies pairs of bfloat16. Keys [S / 16, K / 2, 16, 2]: 16 tokens side by
+//     side, two features each. Values [S / 2, K, 2]: a feature of two tokens side by side.
+enum class TileForm { rows, pairs };
+
+constexpr int kPairTokens = 16; // side by side in the keys of the form `pairs`
+
 struct Attention {
     Dtype dtype;
     const void* q_THK;
@@ -39,12 +47,13 @@ struct Attention {
     const int32_t* table_BP;
     int64_t q_token_stride, q_head_stride; // strides in elements
     int64_t out_token_stride, out_head_stride;
-    int64_t page_stride; // from page to page; inside a page [G, S, K] is dense
+    int64_t page_stride; // from page to page; inside a page [G, S, K] is dense, its tiles of the form below
     int64_t table_stride;
     int64_t num_tokens, num_pages, table_width;
     int num_sequences, num_heads, num_kv_heads, head_dim, page_size;
     int window; // keys that a query sees, itself included
     float scale;
+    TileForm form;
 };
 
 // Rows [first_row, first_row + num_rows) of one sequence and key/value head, over splits [first_split, end_split).
@@ -82,10 +91,21 @@ struct Kernels {
 
 struct Isa {
     const char* name;
-    Kernels kernels[2]; // by Dtype
+    Kernels kernels[2]; // by Dtype, for tiles of rows
+    const Kernels* pairs; // for tiles of pairs, which are of bfloat16; or null
     const RowKernels* rows; // by Dtype
     const DrawKernels* draw; // by Dtype
 };
+
+// The form of a pool's tiles: nobody but the kernels looks into them.
+inline TileForm form_of(const Isa& isa, Dtype dtype, int page_size, int head_dim) {
+    const bool fits = page_size % kPairTokens == 0 && head_dim % 16 == 0;
+    return isa.pairs && dtype == Dtype::bfloat16 && fits ? TileForm::pairs : TileForm::rows;
+}
+
+inline const Kernels& kernels_of(const Isa& isa, const Attention& a) {
+    return a.form == TileForm::pairs ? *isa.pairs : isa.kernels[static_cast<int>(a.dtype)];
+}
 
 extern const Isa isa_avx512_bf16, isa_avx512, isa_avx2, isa_portable;
 

@@ -99,7 +99,12 @@ class Kernels:
             head_dim=head_dim,
             page_size=page_size,
             num_threads=torch.get_num_threads(),
+            isa=self.isa,
         )
+
+    def has_pairs(self, *, dtype: torch.dtype, page_size: int, head_dim: int) -> bool:
+        """Whether the tiles of such a pool lie in pairs (attention.h), which only kernels read."""
+        return bool(self.module.has_pairs(self.isa, DTYPES[dtype], page_size, head_dim))
 
     def paged_attention(
         self,

@@ -83,11 +83,13 @@ void for_each_row(int64_t num_rows, int64_t width, int num_threads, const Work& 
 void py_store_kv(const std::string& dtype, uintptr_t k_TGK, uintptr_t v_TGK, uintptr_t k_PGSK, uintptr_t v_PGSK,
                  uintptr_t slot_T, int64_t k_token_stride, int64_t k_head_stride, int64_t v_token_stride,
                  int64_t v_head_stride, int64_t page_stride, int64_t num_tokens, int64_t num_pages, int num_kv_heads,
-                 int head_dim, int page_size, int num_threads) {
+                 int head_dim, int page_size, int num_threads,
+                 const std::optional<std::string>& isa) {
     require(num_kv_heads > 0 && head_dim > 0 && page_size > 0, "an empty page holds nothing");
     const KvStore store{dtype_of(dtype), at<>(k_TGK), at<>(v_TGK), at<>(k_PGSK), at<>(v_PGSK), at<int64_t>(slot_T),
                         k_token_stride, k_head_stride, v_token_stride, v_head_stride, page_stride, num_tokens,
-                        num_pages, num_kv_heads, head_dim, page_size};
+                        num_pages, num_kv_heads, head_dim, page_size,
+                        form_of(choose(isa), dtype_of(dtype), page_size, head_dim)};
     check_slots(store);
     for_each_row(num_tokens, 2 * num_kv_heads * head_dim, num_threads, store, store_kv);
 }
@@ -105,12 +107,12 @@ void py_paged_attention(const std::string& dtype, uintptr_t q_THK, uintptr_t out
     require(page_size > 0, "an empty page holds nothing");
     require(!window || *window > 0, "an empty window sees nothing");
     require(scale > 0.0f, "the scale is not positive");
+    const Isa& chosen = choose(isa);
     const Attention attention{dtype_of(dtype), at<>(q_THK), at<>(out_THK), at<>(k_PGSK), at<>(v_PGSK),
                      at<int32_t>(query_start_B1), at<int32_t>(context_B), at<int32_t>(table_BP), q_token_stride,
                      q_head_stride, out_token_stride, out_head_stride, page_stride, table_stride, num_tokens,
                      num_pages, table_width, num_sequences, num_heads, num_kv_heads, head_dim, page_size,
-                     window.value_or(INT_MAX), scale};
-    const Isa& chosen = choose(isa);
+                     window.value_or(INT_MAX), scale, form_of(chosen, dtype_of(dtype), page_size, head_dim)};
     AttentionPlan plan(attention);
     with_team(num_threads, 1, [&](Team& team) { plan.run(team, attention, chosen); });
 }
@@ -271,7 +273,11 @@ NB_MODULE(_kernels, m) {
     m.def("store_kv", alpage::py_store_kv, free_gil, nb::kw_only(), "dtype"_a, "k_TGK"_a, "v_TGK"_a, "k_PGSK"_a,
           "v_PGSK"_a, "slot_T"_a, "k_token_stride"_a, "k_head_stride"_a, "v_token_stride"_a, "v_head_stride"_a,
           "page_stride"_a, "num_tokens"_a, "num_pages"_a, "num_kv_heads"_a, "head_dim"_a, "page_size"_a,
-          "num_threads"_a);
+          "num_threads"_a, "isa"_a.none() = nb::none());
+    m.def("has_pairs", [](const std::string& isa, const std::string& dtype, int page_size, int head_dim) {
+        return alpage::form_of(alpage::choose(isa), alpage::dtype_of(dtype), page_size, head_dim) ==
+               alpage::TileForm::pairs;
+    });
     m.def("paged_attention", alpage::py_paged_attention, free_gil, nb::kw_only(), "dtype"_a, "q_THK"_a, "out_THK"_a,
           "k_PGSK"_a, "v_PGSK"_a, "query_start_B1"_a, "context_B"_a, "table_BP"_a, "q_token_stride"_a,
           "q_head_stride"_a, "out_token_stride"_a, "out_head_stride"_a, "page_stride"_a, "table_stride"_a,

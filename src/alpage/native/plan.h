@@ -36,6 +36,7 @@ struct KvStore {
     int64_t page_stride;
     int64_t num_tokens, num_pages;
     int num_kv_heads, head_dim, page_size;
+    TileForm form;
 };
 
 // Throws on a slot out of range.

@@ -15,10 +15,11 @@ constexpr int64_t kElement = 2; // bytes of a bfloat16
 // A step's buffers and pages.
 struct Program::Frame {
     const StepData& data;
+    const Isa& isa;
     std::vector<char*> rows; // the first of each buffer
     std::map<int, std::unique_ptr<AttentionPlan>> plans; // by window
 
-    Frame(const Program& program, const StepData& data) : data(data) {
+    Frame(const Program& program, const StepData& data) : data(data), isa(program.isa_) {
         auto outside = data.outside.begin();
         for (const Buffer& buffer : program.buffers_)
             rows.push_back(buffer.start ? data.arena + *buffer.start * data.num_tokens : *outside++);
@@ -46,6 +47,7 @@ struct Program::Frame {
         a.head_dim = heads.head_dim;
         a.page_size = data.page_size;
         a.window = window;
+        a.form = form_of(isa, Dtype::bfloat16, data.page_size, heads.head_dim);
         return a;
     }
 
@@ -62,6 +64,7 @@ struct Program::Frame {
         s.num_kv_heads = heads.num_heads;
         s.head_dim = heads.head_dim;
         s.page_size = data.page_size;
+        s.form = form_of(isa, Dtype::bfloat16, data.page_size, heads.head_dim);
         return s;
     }
 };

@@ -35,7 +35,11 @@ class AttentionSpec:
 
 
 class Backend(Protocol):
-    """A way to compute attention over pages."""
+    """A way to compute attention over pages.
+
+    How it orders the numbers within a head's tile [S, K] of a page is its own affair (ADR 0005);
+    pages are moved whole.
+    """
 
     @property
     def name(self) -> str:
@@ -61,7 +65,7 @@ class Backend(Protocol):
 @final
 @dataclass(frozen=True, slots=True)
 class PagedLayer:
-    """One layer's pages, keys then values, in one step."""
+    """One layer's pages, keys then values, in one step; only their backend knows their order."""
 
     kv_2PGSK: Tensor
     step: PagedStep
