@@ -245,6 +245,37 @@ def test_row_is_bitwise_the_same_in_any_company(isa, dtype, window, threads):
         assert torch.equal(torch.cat(alone), together)
 
 
+def share_prefix(case: Case, num_shared: int, page_size: int) -> None:
+    """Let every sequence begin as the longest one does, on the same pages."""
+    first = max(range(len(case.k_CGK)), key=lambda b: len(case.k_CGK[b]))
+    for b, (k_CGK, v_CGK) in enumerate(zip(case.k_CGK, case.v_CGK, strict=True)):
+        num = min(num_shared, len(k_CGK) - 1) // page_size * page_size
+        k_CGK[:num] = case.k_CGK[first][:num]
+        v_CGK[:num] = case.v_CGK[first][:num]
+        case.step.table_BP[b, : num // page_size] = case.step.table_BP[first, : num // page_size]
+
+
+@needs_kernels
+@pytest.mark.parametrize("page_size", [8, 16, 48])
+@pytest.mark.parametrize("window", [None, 300])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("isa", ISAS)
+def test_shared_pages_give_each_row_its_own_bits(isa, dtype, window, page_size, threads):
+    # Decodes that share three splits, two or none, beside prompts that share some; 11 and more
+    # sequences of 3 rows need two tiles.
+    sequences = [(1, 400 + b) for b in range(14)] + [(1, 300), (1, 20), (4, 500), (200, 450)]
+    case = make_case(sequences, window=None, dtype=dtype, page_size=page_size)
+    share_prefix(case, 390, page_size)
+    case = replace(case, window=window)
+    together = attend(case, isa)
+    check(case, expected(case), isa, isa)
+    for num_threads in (1, 2, 3):
+        threads(num_threads)
+        assert torch.equal(attend(case, isa), together)
+    alone = [attend(part(case, b), isa) for b in range(len(sequences))]
+    assert torch.equal(torch.cat(alone), together)
+
+
 @needs_kernels
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alpage.cli.bench_serve import serve
+from alpage.cli.loading import without_collections
 from alpage.cli.options import (
     DEFAULT_MODEL,
     AttentionOption,
@@ -90,7 +91,7 @@ def offline(  # noqa: PLR0913 - options of a command
         attention_backend=attention_backend,
         seed=seed,
     )
-    with working(f"loading {model}") as notify:
+    with working(f"loading {model}") as notify, without_collections():
         from alpage.models import open_checkpoint
         from alpage.serve.bench import run
         from alpage.serve.build import build_engine, tokenizer_or_none

@@ -31,7 +31,7 @@ def load_llm(
     # What can be refused without PyTorch is refused at once.
     path = resolve(model)
     kv_bytes = None if kv_memory is None else parse_bytes(kv_memory, field="kv_memory")
-    with working(f"loading {model}") as notify, _without_collections():
+    with working(f"loading {model}") as notify, without_collections():
         from alpage.serve import LLM
 
         return LLM(
@@ -44,7 +44,7 @@ def load_llm(
 
 
 @contextmanager
-def _without_collections() -> Iterator[None]:
+def without_collections() -> Iterator[None]:
     """Suspend the garbage collector.
 
     Imports and weights are there to stay: looking for garbage among them takes 0.2 s and finds

@@ -23,7 +23,8 @@ constexpr int kMinHeadDim = 16; // the widest vector of floats
 constexpr int kMaxHeadDim = 256;
 constexpr int kTileRows = 32;
 constexpr int kBlockKeys = 64;    // keys scored at once
-constexpr int kSplitKeys = 512;   // keys under one partial softmax
+constexpr int kSplitKeys = 128;   // keys under one partial softmax
+constexpr int kItemSplits = 4;    // splits that a thread takes at a time, where those of a tile are shared out
 constexpr int kMaxSplitTiles = 4; // sequences with more row tiles than this have parallel work enough without splits
 
 enum class Dtype { float32, bfloat16 };
@@ -56,11 +57,16 @@ struct Attention {
     TileForm form;
 };
 
-// Rows [first_row, first_row + num_rows) of one sequence and key/value head, over splits [first_split, end_split).
+// Rows of one key/value head over splits [first_split, end_split): of each sequence those from first_row on, as many of
+// each. Several sequences are in one tile where their pages of the splits are the same, and all of these are seen.
 struct Tile {
-    int sequence, kv_head;
-    int first_row, num_rows;
+    const int* sequences;
+    int kv_head;
+    int first_row, rows_each, num_rows;
     int first_split, end_split;
+
+    int sequence_of(int row) const { return sequences[row / rows_each]; }
+    int row_of(int row) const { return first_row + row % rows_each; }
 };
 
 // Softmaxes of a tile's rows so far: weighted values, the greatest score (base 2), the sum of weights.
@@ -83,9 +89,10 @@ constexpr int64_t softmax_floats(int num_rows, int head_dim) { return num_rows *
 struct Kernels {
     // Writes the tile's rows of the output.
     void (*attend)(const Attention&, const Tile&);
-    // Leaves the tile's softmaxes in `partial` instead.
-    void (*attend_split)(const Attention&, const Tile&, float* partial);
-    // Writes the tile's rows of the output from the softmaxes of its splits, one after the other in `partials`.
+    // Leaves the softmaxes of each split instead: `partials` has a place for each sequence, with one split after the
+    // other.
+    void (*attend_splits)(const Attention&, const Tile&, float* const* partials);
+    // Writes the rows of a tile of one sequence from the softmaxes of its splits.
     void (*join_splits)(const Attention&, const Tile&, float* partials);
 };
 

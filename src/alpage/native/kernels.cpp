@@ -22,16 +22,21 @@ class TileKernel {
           whole_(softmax_at(s.whole_memory, tile.num_rows, a.head_dim)) {}
 
     Softmax attend() {
-        load_queries();
         clear(whole_);
-        const int oldest = first_seen(a_, s_.position[0]);
-        const int newest = s_.position[tile_.num_rows - 1];
-        for (int split = tile_.first_split; split < tile_.end_split; ++split) {
-            const int begin = split * kSplitKeys;
-            attend_to(begin, {greater(oldest - begin, 0), smaller(newest + 1 - begin, kSplitKeys)});
-            join(whole_, split_);
-        }
+        for_each_split([&](int) { join(whole_, split_); });
         return whole_;
+    }
+
+    void attend_splits(float* const* partials) {
+        const int64_t rows = tile_.rows_each, width = column_width(a_.head_dim);
+        for_each_split([&](int number) {
+            for (int i = 0; i < tile_.num_rows / rows; ++i) {
+                const Softmax to = softmax_at(partials[i] + number * softmax_floats(rows, a_.head_dim), rows, a_.head_dim);
+                memcpy(to.values, split_.values + i * rows * width, rows * width * sizeof(float));
+                memcpy(to.top, split_.top + i * rows, rows * sizeof(float));
+                memcpy(to.sum, split_.sum + i * rows, rows * sizeof(float));
+            }
+        });
     }
 
     void clear(Softmax& softmax) {
@@ -61,9 +66,9 @@ class TileKernel {
         const int group = a_.num_heads / a_.num_kv_heads;
         const int64_t width = column_width(a_.head_dim);
         for (int r = 0; r < tile_.num_rows; ++r) {
-            const int row = tile_.first_row + r;
+            const int row = tile_.row_of(r);
             T* out = static_cast<T*>(a_.out_THK) +
-                     (a_.query_start_B1[tile_.sequence] + row / group) * a_.out_token_stride +
+                     (a_.query_start_B1[tile_.sequence_of(r)] + row / group) * a_.out_token_stride +
                      (tile_.kv_head * group + row % group) * a_.out_head_stride;
             const Vec scale = splat(1.0f / softmax.sum[r]);
             for (int c = 0; c < num_columns(a_); ++c)
@@ -72,13 +77,26 @@ class TileKernel {
     }
 
   private:
+    // Calls f(0), f(1) and so on with the softmax over each split in split_.
+    template <class F>
+    void for_each_split(F f) {
+        load_queries();
+        const int oldest = first_seen(a_, s_.position[0]);
+        const int newest = s_.position[tile_.num_rows - 1];
+        for (int split = tile_.first_split; split < tile_.end_split; ++split) {
+            const int begin = split * kSplitKeys;
+            attend_to(begin, {greater(oldest - begin, 0), smaller(newest + 1 - begin, kSplitKeys)});
+            f(split - tile_.first_split);
+        }
+    }
+
     void load_queries() {
         const int group = a_.num_heads / a_.num_kv_heads;
-        const int start = a_.query_start_B1[tile_.sequence];
-        const int past = a_.context_B[tile_.sequence] - (a_.query_start_B1[tile_.sequence + 1] - start);
         for (int r = 0; r < tile_.num_rows; ++r) {
-            const int token = (tile_.first_row + r) / group;
-            const int head = tile_.kv_head * group + (tile_.first_row + r) % group;
+            const int sequence = tile_.sequence_of(r), row = tile_.row_of(r);
+            const int start = a_.query_start_B1[sequence];
+            const int past = a_.context_B[sequence] - (a_.query_start_B1[sequence + 1] - start);
+            const int token = row / group, head = tile_.kv_head * group + row % group;
             s_.position[r] = past + token;
             const T* q = static_cast<const T*>(a_.q_THK) + (start + token) * a_.q_token_stride +
                          head * a_.q_head_stride;
@@ -223,10 +241,9 @@ void attend(const Attention& a, const Tile& tile) {
 }
 
 template <class T, class Pages>
-void attend_split(const Attention& a, const Tile& tile, float* partial) {
+void attend_splits(const Attention& a, const Tile& tile, float* const* partials) {
     Scratch scratch;
-    const Softmax softmax = TileKernel<T, Pages>(a, tile, scratch).attend();
-    memcpy(partial, softmax.values, softmax_floats(tile.num_rows, a.head_dim) * sizeof(float));
+    TileKernel<T, Pages>(a, tile, scratch).attend_splits(partials);
 }
 
 template <class T, class Pages>
@@ -243,7 +260,7 @@ void join_splits(const Attention& a, const Tile& tile, float* partials) {
 }
 
 template <class T, class Pages = RowPages<T>>
-constexpr Kernels kKernels{attend<T, Pages>, attend_split<T, Pages>, join_splits<T, Pages>};
+constexpr Kernels kKernels{attend<T, Pages>, attend_splits<T, Pages>, join_splits<T, Pages>};
 
 #if defined(__AVX512BF16__)
 constexpr Kernels kPairKernels = kKernels<bfloat16, PairPages>;

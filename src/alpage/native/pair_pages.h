@@ -15,7 +15,7 @@ class PairPages {
     PairPages(const Attention& a, const Tile& tile, Scratch& s) : a_(a), tile_(tile), s_(s) {}
 
     void find(int begin, Span keys) {
-        const int32_t* table = a_.table_BP + tile_.sequence * a_.table_stride;
+        const int32_t* table = a_.table_BP + tile_.sequences[0] * a_.table_stride;
         const int64_t head = int64_t{tile_.kv_head} * a_.page_size * a_.head_dim;
         const int first = keys.begin / kPairTokens, end = (keys.end + kPairTokens - 1) / kPairTokens;
         for (int i = first; i < end; ++i) {

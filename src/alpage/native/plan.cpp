@@ -3,8 +3,10 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "plan.h"
@@ -40,52 +42,161 @@ void check_pages(const Attention& a, int sequence, Rows rows) {
         if (table[i] < 0 || table[i] >= a.num_pages) refuse("page", table[i], a.num_pages);
 }
 
-// A tile whose splits run apart. Whoever finishes the last one joins them all.
-struct Shared {
+// A sequence's tile whose splits run apart. Whoever finishes the last one joins them all.
+struct Joint {
     Tile tile;
     int64_t first_partial;
-    std::atomic<int> num_left;
-    Shared(Tile tile, int64_t first_partial)
-        : tile(tile), first_partial(first_partial), num_left(tile.end_split - tile.first_split) {}
-    Shared(const Shared& other) : Shared(other.tile, other.first_partial) {}
+    int num_items = 0;
+    std::atomic<int> num_left{0};
+    Joint(Tile tile, int64_t first_partial) : tile(tile), first_partial(first_partial) {}
+    Joint(const Joint& other) : tile(other.tile), first_partial(other.first_partial) {}
 };
 
 struct Item {
     Tile tile;
-    int shared; // index of its Shared, or whole
+    int first_joint; // in the list of joints, one for each sequence; or whole
     static constexpr int whole = -1;
+};
+
+// One split of a sequence that makes one token; all of its keys are seen.
+struct SeenSplit {
+    int split, first_page, sequence;
+    bool operator<(const SeenSplit& other) const {
+        return std::tie(split, first_page, sequence) < std::tie(other.split, other.first_page, other.sequence);
+    }
+};
+
+// Sequences whose pages of a split are the same ones.
+struct Sharers {
+    int split;
+    std::vector<int> sequences;
 };
 
 } // namespace
 
 struct AttentionPlan::Parts {
+    const int group;
+    std::vector<int> numbers; // of the sequences, from 0
+    std::vector<Sharers> sharers;
+    std::vector<std::vector<bool>> is_shared; // by sequence and split
+    std::vector<std::vector<int>> joint_of;   // by sequence with shared splits and key/value head
     std::vector<Item> items;
-    std::vector<Shared> shared;
+    std::vector<Joint> joints;
+    std::vector<int> item_joints;
     int64_t num_partials = 0; // floats
     std::unique_ptr<float[]> partials;
 
+    explicit Parts(const Attention& a)
+        : group(a.num_heads / a.num_kv_heads), numbers(a.num_sequences), is_shared(a.num_sequences),
+          joint_of(a.num_sequences) {
+        std::iota(numbers.begin(), numbers.end(), 0);
+    }
+
+    void find_sharers(const Attention& a) {
+        const int pages = kSplitKeys / a.page_size;
+        if (pages * a.page_size != kSplitKeys || group > kTileRows) return;
+        std::vector<SeenSplit> seen;
+        for (int sequence : numbers) {
+            const Rows rows = rows_of(a, sequence);
+            if (rows.num_tokens != 1) continue;
+            const int first = (first_key(a, rows.past) + kSplitKeys - 1) / kSplitKeys;
+            for (int split = first; (split + 1) * kSplitKeys <= rows.past + 1; ++split)
+                seen.push_back({split, table(a, sequence)[split * pages], sequence});
+        }
+        std::sort(seen.begin(), seen.end());
+        for (size_t i = 0; i < seen.size();) {
+            Sharers found{seen[i].split, {}};
+            const int32_t* own = table(a, seen[i].sequence) + found.split * pages;
+            size_t j = i;
+            for (; j < seen.size() && seen[j].split == seen[i].split && seen[j].first_page == seen[i].first_page; ++j)
+                if (std::equal(own, own + pages, table(a, seen[j].sequence) + found.split * pages))
+                    found.sequences.push_back(seen[j].sequence);
+            i = j;
+            if (found.sequences.size() > 1) sharers.push_back(std::move(found));
+        }
+        for (const Sharers& found : sharers)
+            for (int sequence : found.sequences) {
+                is_shared[sequence].resize(a.table_width * a.page_size / kSplitKeys + 1);
+                is_shared[sequence][found.split] = true;
+            }
+    }
+
+    static const int32_t* table(const Attention& a, int sequence) { return a.table_BP + sequence * a.table_stride; }
+
+    // Tiles of one sequence, but for the splits that it shares.
     void add(const Attention& a, const Tile& tile, bool is_split) {
-        if (!is_split || tile.end_split - tile.first_split == 1) {
+        const std::vector<bool>& shared = is_shared[tile.sequences[0]];
+        if (shared.empty() && (!is_split || tile.end_split - tile.first_split <= kItemSplits)) {
             items.push_back({tile, Item::whole});
             return;
         }
-        shared.emplace_back(tile, num_partials);
-        for (int split = tile.first_split; split < tile.end_split; ++split) {
+        if (!shared.empty()) joint_of[tile.sequences[0]].push_back(joints.size());
+        for (int split = tile.first_split; split < tile.end_split;) {
             Tile part = tile;
             part.first_split = split;
-            part.end_split = split + 1;
-            items.push_back({part, int(shared.size()) - 1});
-            num_partials += softmax_floats(tile.num_rows, a.head_dim);
+            const int limit = std::min(split + kItemSplits, tile.end_split);
+            while (split < limit && (shared.empty() || !shared[split])) ++split;
+            part.end_split = split;
+            if (part.end_split > part.first_split) {
+                items.push_back({part, int(item_joints.size())});
+                item_joints.push_back(joints.size());
+            } else {
+                ++split;
+            }
+        }
+        joints.emplace_back(tile, num_partials);
+        num_partials += (tile.end_split - tile.first_split) * softmax_floats(tile.num_rows, a.head_dim);
+    }
+
+    // Tiles of the splits that sequences share, as many sequences in each as it has rows for.
+    void add_shared(const Attention& a) {
+        const int most = kTileRows / group;
+        for (const Sharers& found : sharers)
+            for (size_t first = 0; first < found.sequences.size(); first += most) {
+                const int num = std::min<int>(most, found.sequences.size() - first);
+                for (int kv_head = 0; kv_head < a.num_kv_heads; ++kv_head) {
+                    const int* sequences = found.sequences.data() + first;
+                    items.push_back({{sequences, kv_head, 0, group, num * group, found.split, found.split + 1},
+                                     int(item_joints.size())});
+                    for (int i = 0; i < num; ++i) item_joints.push_back(joint_of[sequences[i]][kv_head]);
+                }
+            }
+    }
+
+    void finish() {
+        for (int joint : item_joints) ++joints[joint].num_items;
+        for (Joint& joint : joints) joint.num_left.store(joint.num_items, std::memory_order_relaxed);
+        partials.reset(new float[num_partials]);
+    }
+
+    void run(const Attention& a, const Kernels& kernels, const Item& item) {
+        if (item.first_joint == Item::whole) return kernels.attend(a, item.tile);
+        const Tile& tile = item.tile;
+        const int num = tile.num_rows / tile.rows_each;
+        const int* own = item_joints.data() + item.first_joint;
+        const int64_t size = softmax_floats(tile.rows_each, a.head_dim);
+        float* places[kTileRows];
+        for (int i = 0; i < num; ++i) {
+            const Joint& joint = joints[own[i]];
+            places[i] = partials.get() + joint.first_partial + (tile.first_split - joint.tile.first_split) * size;
+        }
+        kernels.attend_splits(a, tile, places);
+        for (int i = 0; i < num; ++i) {
+            Joint& joint = joints[own[i]];
+            if (joint.num_left.fetch_sub(1, std::memory_order_acq_rel) > 1) continue;
+            kernels.join_splits(a, joint.tile, partials.get() + joint.first_partial);
+            joint.num_left.store(joint.num_items, std::memory_order_relaxed);
         }
     }
 };
 
-AttentionPlan::AttentionPlan(const Attention& a) : parts_(new Parts) {
-    const int group = a.num_heads / a.num_kv_heads;
-    for (int sequence = 0; sequence < a.num_sequences; ++sequence) {
+AttentionPlan::AttentionPlan(const Attention& a) : parts_(new Parts(a)) {
+    const int group = parts_->group;
+    for (int sequence : parts_->numbers)
+        if (const Rows rows = rows_of(a, sequence); rows.num_tokens) check_pages(a, sequence, rows);
+    parts_->find_sharers(a);
+    for (const int& sequence : parts_->numbers) {
         const Rows rows = rows_of(a, sequence);
-        if (rows.num_tokens == 0) continue;
-        check_pages(a, sequence, rows);
         const int num_rows = rows.num_tokens * group;
         const bool is_split = num_rows <= kMaxSplitTiles * kTileRows;
         for (int kv_head = 0; kv_head < a.num_kv_heads; ++kv_head)
@@ -94,10 +205,11 @@ AttentionPlan::AttentionPlan(const Attention& a) : parts_(new Parts) {
                 const int oldest = first_key(a, rows.past + row / group);
                 const int newest = rows.past + (end - 1) / group;
                 const int first_split = oldest / kSplitKeys, end_split = newest / kSplitKeys + 1;
-                parts_->add(a, {sequence, kv_head, row, end - row, first_split, end_split}, is_split);
+                parts_->add(a, {&sequence, kv_head, row, end - row, end - row, first_split, end_split}, is_split);
             }
     }
-    parts_->partials.reset(new float[parts_->num_partials]);
+    parts_->add_shared(a);
+    parts_->finish();
 }
 
 AttentionPlan::~AttentionPlan() = default;
@@ -105,18 +217,8 @@ AttentionPlan::~AttentionPlan() = default;
 void AttentionPlan::run(Team& team, const Attention& a, const Isa& isa) {
     const Kernels& kernels = kernels_of(isa, a);
     const int64_t num_items = parts_->items.size();
-    team.share(num_items, [&](int64_t i) {
-        // From the end: a prompt's last rows see the most keys, and long work comes first.
-        const Item& item = parts_->items[num_items - 1 - i];
-        if (item.shared == Item::whole) return kernels.attend(a, item.tile);
-        Shared& shared = parts_->shared[item.shared];
-        float* first = parts_->partials.get() + shared.first_partial;
-        const int64_t size = softmax_floats(item.tile.num_rows, a.head_dim);
-        kernels.attend_split(a, item.tile, first + (item.tile.first_split - shared.tile.first_split) * size);
-        if (shared.num_left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-        kernels.join_splits(a, shared.tile, first);
-        shared.num_left.store(shared.tile.end_split - shared.tile.first_split, std::memory_order_relaxed);
-    });
+    // From the end: a prompt's last rows see the most keys, and long work comes first.
+    team.share(num_items, [&](int64_t i) { parts_->run(a, kernels, parts_->items[num_items - 1 - i]); });
 }
 
 void check_slots(const KvStore& s) {

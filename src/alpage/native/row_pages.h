@@ -19,7 +19,7 @@ class RowPages {
 
     // Finds keys [begin + keys.begin, begin + keys.end), those of one split.
     void find(int begin, Span keys) {
-        const int32_t* table = a_.table_BP + tile_.sequence * a_.table_stride;
+        const int32_t* table = a_.table_BP + tile_.sequences[0] * a_.table_stride;
         const int64_t head = int64_t{tile_.kv_head} * a_.page_size * a_.head_dim;
         for (int i = keys.begin; i < keys.end;) {
             const int page = (begin + i) / a_.page_size;
