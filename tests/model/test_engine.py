@@ -64,6 +64,7 @@ PATHS = {
     "recomputed": TIGHT | {"swap_memory": 0},
     "recomputed in chunks": TIGHT | {"swap_memory": 0, "max_num_batched_tokens": 16},
     "one at a time": {"max_num_seqs": 1},
+    "no time for prompts": {"target_itl_s": 1e-6, "max_num_seqs": 8},
 }
 
 
@@ -297,6 +298,30 @@ REFUSED += [
     (dict(prompts=[[6]], sampling_params=GREEDY, priority=value), InvalidValue, "priority")
     for value in (1001, 0.5, float("nan"), True)
 ]
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e9, "50ms", True])
+def test_a_target_between_tokens_is_seconds(value, checkpoint):
+    with pytest.raises(InvalidValue, match="target_itl_s"):
+        make(checkpoint, target_itl_s=value)
+
+
+def test_prompts_wait_for_a_target_between_tokens(checkpoint):
+    llm = make(checkpoint, target_itl_s=1e-6)
+    sizes = []
+    reader = llm.stream([6], SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
+    next(reader)
+    for first in (7, 8):
+        prompt = [first] * 100
+        request = llm.engine.intake.request(
+            prompt, GREEDY, prompt=None, request_id=None, priority=0, salt=""
+        )
+        llm.engine.take(request)
+        for _ in range(4):
+            llm.engine.step(lambda batch, _: sizes.append(batch.num_tokens))
+    # The first step that makes somebody wait is the last that does.
+    assert sizes[:3] == [101, 2, 2]
+    assert sizes[4:6] == [18, 18]
 
 
 REFUSED += [

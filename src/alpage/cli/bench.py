@@ -23,6 +23,7 @@ from alpage.cli.options import (
     QuantizationOption,
     ReplicasOption,
     StagesOption,
+    TargetItlOption,
 )
 from alpage.cli.terminal import counting, working
 from alpage.models import resolve
@@ -65,6 +66,7 @@ def offline(  # noqa: PLR0913 - options of a command
         int | None,
         typer.Option(help="Tokens that a step computes at most.", show_default="by device"),
     ] = None,
+    target_itl: TargetItlOption = None,
     seed: Annotated[int, typer.Option(help="Of random prompts and of sampling.")] = 0,
     attention_backend: Annotated[
         str, typer.Option(help="auto, native, sdpa or reference.")
@@ -88,6 +90,7 @@ def offline(  # noqa: PLR0913 - options of a command
         kv_memory=kv_memory,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
+        target_itl_s=target_itl,
         attention_backend=attention_backend,
         seed=seed,
     )

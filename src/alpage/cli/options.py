@@ -54,3 +54,11 @@ PrefillLayoutOption: TypeAlias = Annotated[
 AttentionOption: TypeAlias = Annotated[
     str, typer.Option(help="What a process attends for: heads, sequences of a batch, or auto.")
 ]
+TargetItlOption: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        "--target-itl",
+        help="Seconds between tokens that prompts of others should not exceed, such as 0.05.",
+        show_default="none",
+    ),
+]

@@ -20,6 +20,7 @@ from alpage.cli.options import (
     ReplicasOption,
     SeedOption,
     StagesOption,
+    TargetItlOption,
 )
 from alpage.cli.terminal import print_note
 from alpage.errors import AlpageError
@@ -64,6 +65,7 @@ def serve(  # noqa: PLR0913 - options of a command
         typer.Option(help="Tokens of prompt and answer together.", show_default="the model's"),
     ] = None,
     max_num_seqs: Annotated[int, typer.Option(help="Sequences that run at a time.")] = 128,
+    target_itl: TargetItlOption = None,
     drain_s: Annotated[
         float, typer.Option(help="Seconds that answers have when the server is told to end.")
     ] = 30.0,
@@ -102,6 +104,7 @@ def serve(  # noqa: PLR0913 - options of a command
             kv_memory=kv_memory,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
+            target_itl_s=target_itl,
             seed=seed,
         )
         listen(Service(llm.engine, _tokenizer_of(llm), settings), at, print_note)

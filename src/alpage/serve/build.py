@@ -21,6 +21,7 @@ from alpage.serve.invariance import check_invariance
 from alpage.serve.kv_memory import KvMemory, PreemptionCost
 from alpage.serve.machine import find_device, find_dtype, free_bytes
 from alpage.serve.mesh import plan_mesh, start_meshes
+from alpage.serve.pace import Pace
 from alpage.serve.pages import PagePool
 from alpage.serve.runner import Runner, View
 from alpage.serve.runs import Runs
@@ -153,13 +154,20 @@ def _engine(
     device: torch.device,
     num_homes: int = 1,
 ) -> Engine:
+    most_tokens = config.max_num_batched_tokens or max(
+        _BATCHED_TOKENS[device.type], config.max_num_seqs
+    )
     scheduler = Scheduler(
         _kv_memories(sizes, config, shape, device, num_homes),
         max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens
-        or max(_BATCHED_TOKENS[device.type], config.max_num_seqs),
+        max_num_batched_tokens=most_tokens,
     )
-    return Engine(scheduler, runner, intake)
+    pace = None
+    if config.target_itl_s is not None:
+        pace = Pace(
+            target_s=config.target_itl_s, num_chunk_tokens=most_tokens, most_tokens=most_tokens
+        )
+    return Engine(scheduler, runner, intake, pace)
 
 
 def _intake(

@@ -12,6 +12,7 @@ LAYOUTS = ("auto", "ws_1d", "ws_2d", "megatron")
 PREFILL_LAYOUTS = (*LAYOUTS, "wg_x", "wg_xy", "wg_xyz")
 QUANTIZATIONS = ("int8",)
 ATTENTIONS = ("auto", "heads", "batch")
+_MAX_SECONDS = 3600
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
@@ -32,6 +33,9 @@ class EngineConfig:
         max_model_len: tokens of prompt and output together; None: the model's own limit.
         max_num_seqs: sequences that run at a time.
         max_num_batched_tokens: tokens that a step computes; None: 512 on a CPU, 4,096 on a GPU.
+        target_itl_s: seconds between a sequence's tokens that prompts beside it should not exceed:
+            a step then computes as many of their tokens as the steps before had time for; None: as
+            many as a step may have.
         has_prefix_cache: whether prompts share what equal prefixes computed.
         attention_backend: "auto" or one by name: native, sdpa, reference.
         devices: that all replicas together take; on a CPU processes of this machine, which share
@@ -62,6 +66,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_seqs: int = 128
     max_num_batched_tokens: int | None = None
+    target_itl_s: float | None = None
     has_prefix_cache: bool = True
     attention_backend: str = "auto"
     devices: int = 1
@@ -96,6 +101,8 @@ class EngineConfig:
         if self.max_num_batched_tokens is not None:
             low = self.max_num_seqs
             _whole("max_num_batched_tokens", self.max_num_batched_tokens, low, 2**24)
+        if self.target_itl_s is not None:
+            _seconds("target_itl_s", self.target_itl_s)
         _whole("devices", self.devices, 1, 64)
         _whole("replicas", self.replicas, 1, 64)
         if self.devices % self.replicas:
@@ -140,6 +147,17 @@ def _kind(name: str, value: object, kind: type, limit: str) -> None:
     if not isinstance(value, kind):
         raise InvalidValue(
             field=name, value=value, limit=f"must be {limit}", remedy="Give that, or leave it out"
+        )
+
+
+def _seconds(name: str, value: object) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value <= _MAX_SECONDS:  # type: ignore[operator]
+        raise InvalidValue(
+            field=name,
+            value=value,
+            limit=f"must be a number of seconds above 0 and at most {_MAX_SECONDS:,}",
+            remedy="Give seconds, such as 0.05 for 50 ms",
         )
 
 

@@ -10,6 +10,7 @@ from alpage.errors import InvalidValue
 from alpage.serve.allocation import allocating
 from alpage.serve.batch import Batch, Row
 from alpage.serve.intake import Intake
+from alpage.serve.pace import Pace, num_chunk_tokens
 from alpage.serve.request import Request
 from alpage.serve.results import RowResult
 from alpage.serve.runs import Runs
@@ -24,6 +25,7 @@ class _Flight:
 
     batch: Batch
     requests: dict[str, Request]
+    begin_s: float
 
 
 @final
@@ -37,6 +39,7 @@ class Engine(Serves):
         scheduler: decides steps.
         runner: makes them.
         intake: makes the requests.
+        pace: of steps that mix prompts with single tokens; None: as many as a step may have.
 
     Attributes:
         num_steps: that were made.
@@ -44,7 +47,9 @@ class Engine(Serves):
         num_drawn_tokens: that came of them.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runs, intake: Intake) -> None:
+    def __init__(
+        self, scheduler: Scheduler, runner: Runs, intake: Intake, pace: Pace | None = None
+    ) -> None:
         super().__init__(intake)
         self.scheduler = scheduler
         self.runner = runner
@@ -54,6 +59,7 @@ class Engine(Serves):
         self._requests: dict[str, Request] = {}
         self._num_guided = 0
         self._flight: _Flight | None = None
+        self._set_pace(pace)
 
     @property
     def engines(self) -> tuple["Engine", ...]:
@@ -108,15 +114,15 @@ class Engine(Serves):
     def begin(self) -> bool:
         """Decide a step and start it; return whether there was something to do."""
         assert self._flight is None, "a step has begun already"
+        begin_s = self.intake.clock()
         self._abort_abandoned()
         batch = self._guided(self.scheduler.schedule())
         if not batch.rows:
             return False
         with self._failing(batch):
             self.runner.start(batch)
-        self._flight = _Flight(
-            batch, {row.request_id: self._requests[row.request_id] for row in batch.rows}
-        )
+        requests = {row.request_id: self._requests[row.request_id] for row in batch.rows}
+        self._flight = _Flight(batch, requests, begin_s)
         return True
 
     def end(self, observe: Observe | None = None) -> list[Request]:
@@ -125,9 +131,22 @@ class Engine(Serves):
         flight, self._flight = self._flight, None
         with self._failing(flight.batch):
             results = self.runner.finish()
+        self._keep_pace(flight)
         if observe is not None:
             observe(flight.batch, self.scheduler.usage)
         return self._commit(flight, results)
+
+    def _keep_pace(self, flight: _Flight) -> None:
+        """Learn from a step how many tokens of prompts the next one has time for."""
+        num_tokens = num_chunk_tokens(flight.batch)
+        if self._pace is not None and num_tokens:
+            step_s = self.intake.clock() - flight.begin_s
+            self._set_pace(self._pace.after(step_s, num_chunk_tokens=num_tokens))
+
+    def _set_pace(self, pace: Pace | None) -> None:
+        self._pace = pace
+        if pace is not None:
+            self.scheduler.num_chunk_tokens = pace.num_chunk_tokens
 
     def _guided(self, batch: Batch) -> Batch:
         """Say what rows may draw whose texts must have some form."""

@@ -60,6 +60,9 @@ class Scheduler:
             of its own. A request stays at one home.
         max_num_seqs: sequences that hold a slot at a time.
         max_num_batched_tokens: tokens a step computes at most; at least `max_num_seqs`.
+
+    Attributes:
+        num_chunk_tokens: of those, beside the single tokens that sequences wait for.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Scheduler:
         self.memories = memories
         self.num_preemptions = 0
         self.num_swap_preemptions = 0
+        self.num_chunk_tokens = max_num_batched_tokens
         self._max_num_batched_tokens = max_num_batched_tokens
         self._free_slots = list(reversed(range(max_num_seqs)))
         self._queue: list[Group] = []
@@ -190,7 +194,9 @@ class Scheduler:
 
     def _begin(self) -> _Step:
         running = (s for group in self._admitted for s in group.sequences if s.is_running)
-        return _Step(self._max_num_batched_tokens, {s.slot for s in running if s.num_missing == 1})
+        ready = {s.slot for s in running if s.num_missing == 1}
+        mixed = len(ready) + self.num_chunk_tokens if ready else self._max_num_batched_tokens
+        return _Step(min(mixed, self._max_num_batched_tokens), ready)
 
     def _serve(self, group: Group, step: _Step) -> None:
         """Compute what the budget and the pages allow of the group's missing tokens."""
