@@ -152,7 +152,7 @@ def _online_goals(workloads: set[str]) -> Iterator[Goal]:
         for workload in rates:
             for point in ("p50", "p99"):
                 yield Goal(
-                    name=f"{workload.upper()} {point}, s a token",
+                    name=f"{workload.replace('w5', 'W5')} {point}, s a token",
                     workload=workload,
                     figure=f"normalised_{point}_s",
                     ours=ours,

@@ -76,7 +76,7 @@ def _online_rows(turns: Sequence[Turn]) -> list[dict[str, str]]:
         ("first token p50 ms", "ttft_p50_s"),
     )
     return [
-        {"arrivals": workload.upper(), "engine": engine}
+        {"arrivals": workload.removeprefix("w5 "), "engine": engine}
         | {
             heading: _cell([t for t in online if t.engine == engine], workload, figure, 1e-3, 0)
             for heading, figure in milliseconds
