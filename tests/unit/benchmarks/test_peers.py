@@ -242,8 +242,8 @@ def test_rates_have_goals_in_their_order():
 
 def test_report():
     turns = [
-        *(turn(n, "alpage", output_tokens_per_s=600.0 + n, start_s=1.5) for n in (1, 2, 3)),
-        *(turn(n, "openvino", output_tokens_per_s=400.0, start_s=2.5) for n in (1, 2, 3)),
+        *(turn(n, "alpage", output_tokens_per_s=600.0 + 4 * n, start_s=1.5) for n in (1, 5, 7)),
+        *(turn(n, "openvino", output_tokens_per_s=400.0, start_s=2.5) for n in (1, 5, 7)),
         turn(1, "alpage", "w2", ttft_s=0.05, itl_s=0.0098),
         turn(1, "vllm", failure="no memory"),
         turn(1, "vllm", "w5 2/s", normalised_p50_s=0.038),
@@ -251,10 +251,10 @@ def test_report():
     text = to_text(turns, {"ctranslate2": "there is no file"})
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("|")]
     assert len({len(row) for row in rows}) == 3
-    assert "| alpage | 602 | 50 | 9.8 | - |" in text
+    assert "| alpage | 620 | 50 | 9.8 | - |" in text
     assert "| openvino | 400 | - |" in text
     assert "| 2/s | vllm | 38 |" in text
-    assert "| 1.51 (1.50 to 1.51) | at least 1.4: reached |" in text
+    assert "| 1.55 (1.51 to 1.57) | at least 1.4: reached |" in text
     assert "vllm failed on w1: no memory" in text
     assert "ctranslate2" in text
     assert "alpage-int8" not in text
