@@ -50,11 +50,13 @@ class Engine:
         return directory / self.environment / "bin/python"
 
     def missing(self, directory: Path) -> str | None:
-        """Return what of it is not there; None: nothing."""
-        wanted = [self.python(directory), directory / self.model]
+        """Return what of it is not in the peers' directory; None: nothing."""
+        wanted = [self.model]
+        if self.environment is not None:
+            wanted.append(f"{self.environment}/bin/python")
         if self.driver == "llama_cpp":
-            wanted.append(directory / "llama.cpp/build/bin/llama-server")
-        return next((str(path) for path in wanted if not path.exists()), None)
+            wanted.append("llama.cpp/build/bin/llama-server")
+        return next((path for path in wanted if not (directory / path).exists()), None)
 
     def variables(self, directory: Path) -> dict[str, str]:
         """Return the variables that its process has."""
@@ -75,7 +77,7 @@ def _vllm_variables(directory: Path) -> dict[str, str]:
     ]
     return {
         "LD_PRELOAD": ":".join(str(path) for path in libraries if path.exists()),
-        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CACHE_ROOT": str(directory / "vllm-cache"),
     }

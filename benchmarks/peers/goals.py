@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Final, TypeAlias, final
 
@@ -74,6 +75,40 @@ class Ratio:
         return self.ratio <= self.goal.wanted
 
 
+_w1 = partial(
+    Goal,
+    name="W1 output tokens/s",
+    workload="w1",
+    figure="output_tokens_per_s",
+    is_pace=True,
+)
+_w2_gap = partial(Goal, name="W2 time between tokens, s", workload="w2", figure="itl_s")
+_w2_first = partial(Goal, name="W2 time to first token, s", workload="w2", figure="ttft_s")
+_w3 = partial(Goal, name="W3, s", workload="w3", figure="wall_s", peers=("vllm",))
+_w4 = partial(Goal, name="W4, s", workload="w4", figure="wall_s", peers=("openvino",))
+_beams = {
+    width: partial(Goal, name=f"beams, width {width}, s", workload=f"beam{width}", figure="wall_s")
+    for width in (4, 8)
+}
+GOALS: Final = (
+    _w1(ours="alpage", peers=_PEERS_16_BIT, wanted=1.4),
+    _w1(ours="alpage-int8", peers=_PEERS, wanted=2.2),
+    _w1(ours="alpage-int4", peers=_PEERS, wanted=None),
+    _w2_gap(ours="alpage", peers=_PEERS_16_BIT, wanted=None),
+    _w2_gap(ours="alpage-int8", peers=("llama.cpp-q8_0",), wanted=0.78),
+    _w2_gap(ours="alpage-int4", peers=("llama.cpp-q4_1",), wanted=1.0),
+    _w2_first(ours="alpage", peers=_PEERS, wanted=0.8),
+    _w2_first(ours="alpage-int8", peers=_PEERS, wanted=0.5),
+    _w3(ours="alpage", wanted=0.7),
+    _w3(ours="alpage-int8", wanted=0.45),
+    _w4(ours="alpage", wanted=0.7),
+    _w4(ours="alpage-int8", wanted=0.5),
+    *(of(ours="alpage", peers=("vllm",), wanted=0.1) for of in _beams.values()),
+    *(of(ours="alpage", peers=_CTRANSLATE2, wanted=1.0) for of in _beams.values()),
+    *(of(ours="alpage-int8", peers=_CTRANSLATE2, wanted=None) for of in _beams.values()),
+)
+
+
 def to_ratios(turns: Sequence[Turn], goals: Sequence[Goal] | None = None) -> list[Ratio]:
     """Return what came of the goals of which both sides were measured in some round.
 
@@ -111,36 +146,6 @@ def _to_ratio(
         peer=max(names, key=names.count),
         ratios=tuple(ours / best for ours, best, _ in pairs),
     )
-
-
-def _goals() -> Iterator[Goal]:
-    pace = {"workload": "w1", "figure": "output_tokens_per_s", "is_pace": True}
-    name = "W1 output tokens/s"
-    yield Goal(name=name, ours="alpage", peers=_PEERS_16_BIT, wanted=1.4, **pace)
-    yield Goal(name=name, ours="alpage-int8", peers=_PEERS, wanted=2.2, **pace)
-    yield Goal(name=name, ours="alpage-int4", peers=_PEERS, wanted=None, **pace)
-    gap = {"name": "W2 time between tokens, s", "workload": "w2", "figure": "itl_s"}
-    yield Goal(ours="alpage", peers=_PEERS_16_BIT, wanted=None, **gap)
-    yield Goal(ours="alpage-int8", peers=("llama.cpp-q8_0",), wanted=0.78, **gap)
-    yield Goal(ours="alpage-int4", peers=("llama.cpp-q4_1",), wanted=1.0, **gap)
-    first = {"name": "W2 time to first token, s", "workload": "w2", "figure": "ttft_s"}
-    yield Goal(ours="alpage", peers=_PEERS, wanted=0.8, **first)
-    yield Goal(ours="alpage-int8", peers=_PEERS, wanted=0.5, **first)
-    for workload, peer, wanted, wanted_int8 in (
-        ("w3", "vllm", 0.7, 0.45),
-        ("w4", "openvino", 0.7, 0.5),
-    ):
-        wall = {"name": f"{workload.upper()}, s", "workload": workload, "figure": "wall_s"}
-        yield Goal(ours="alpage", peers=(peer,), wanted=wanted, **wall)
-        yield Goal(ours="alpage-int8", peers=(peer,), wanted=wanted_int8, **wall)
-    for width in (4, 8):
-        wall = {"name": f"beams, width {width}, s", "workload": f"beam{width}", "figure": "wall_s"}
-        yield Goal(ours="alpage", peers=("vllm",), wanted=0.1, **wall)
-        yield Goal(ours="alpage", peers=_CTRANSLATE2, wanted=1.0, **wall)
-        yield Goal(ours="alpage-int8", peers=_CTRANSLATE2, wanted=None, **wall)
-
-
-GOALS: Final = tuple(_goals())
 
 
 def _online_goals(workloads: set[str]) -> Iterator[Goal]:

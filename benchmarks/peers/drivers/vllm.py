@@ -20,8 +20,6 @@ class Vllm(Driver):
             dtype=task.weights,
             max_model_len=2048,
             max_num_seqs=128,
-            # A search asks for twice its width at every step.
-            max_logprobs=32,
         )
         self._ids = map(str, count())
 

@@ -158,10 +158,10 @@ def test_engine_that_fails_tells_why(tmp_path):
 
 
 def test_absent_engines_are_known(tmp_path):
-    assert VLLM.missing(tmp_path) == str(tmp_path / "vllm/bin/python")
-    assert ALPAGE.missing(tmp_path) == str(tmp_path / "models/bfloat16")
+    assert ALPAGE.missing(tmp_path) == "models/bfloat16"
     (tmp_path / "models/bfloat16").mkdir(parents=True)
     assert ALPAGE.missing(tmp_path) is None
+    assert VLLM.missing(tmp_path) == "vllm/bin/python"
 
 
 # -- W5 -------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_report():
         turn(1, "vllm", failure="no memory"),
         turn(1, "vllm", "w5 2/s", normalised_p50_s=0.038),
     ]
-    text = to_text(turns, {"ctranslate2": "there is no file"})
+    text = to_text(turns, {"ctranslate2": "models/ctranslate2"})
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("|")]
     assert len({len(row) for row in rows}) == 3
     assert "| alpage | 620 | 50 | 9.8 | - |" in text
@@ -256,7 +256,7 @@ def test_report():
     assert "| 2/s | vllm | 38 |" in text
     assert "| 1.55 (1.51 to 1.57) | at least 1.4: reached |" in text
     assert "vllm failed on w1: no memory" in text
-    assert "ctranslate2" in text
+    assert "ctranslate2 was not there: no models/ctranslate2." in text
     assert "alpage-int8" not in text
     assert all(len(one) == len(other) for one, other in pairwise(rows[:3]))
 
