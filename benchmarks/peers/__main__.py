@@ -36,7 +36,7 @@ from benchmarks.results_file import save
 def main() -> None:
     """Run what is missing and print the tables."""
     options = _parse()
-    directory = options.directory.resolve()
+    directory = options.directory
     folder = options.run or directory / "run"
     _settle(folder, {"seed": options.seed, "threads": options.threads, "cut": options.num_requests})
     write_requests(folder / "requests", seed=options.seed, num_requests=options.num_requests)
@@ -51,7 +51,7 @@ def main() -> None:
             able = [engine for engine in present if workload in engine.workloads]
             for engine in order(able, number):
                 if not is_done(load_turns(path), number, engine.name, workload):
-                    append_turns(path, _take(number, engine, workload, directory, folder, options))
+                    append_turns(path, _take(number, engine, workload, folder, options))
     turns = load_turns(path)
     if not turns:
         sys.exit("no engine was there")
@@ -65,7 +65,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("directory", type=_whole_path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engines", type=_names(ENGINES), default=list(ENGINES))
     parser.add_argument("--workloads", type=_names(WORKLOADS), default=list(WORKLOADS))
@@ -76,9 +76,16 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout-s", type=float, default=900.0, help="of a turn")
-    parser.add_argument("--run", type=Path, help="where turns are kept (default: DIRECTORY/run)")
+    parser.add_argument(
+        "--run", type=_whole_path, help="where turns are kept (default: DIRECTORY/run)"
+    )
     parser.add_argument("--save", action="store_true", help="keep the result in results/")
     return parser.parse_args()
+
+
+def _whole_path(text: str) -> Path:
+    """Return a path that other processes, which work elsewhere, can use."""
+    return Path(text).expanduser().resolve()
 
 
 def _names(known: Iterable[str]) -> Callable[[str], list[str]]:
@@ -102,41 +109,34 @@ def _settle(folder: Path, settings: Mapping[str, object]) -> None:
 
 
 def _take(
-    number: int,
-    engine: Engine,
-    workload: str,
-    directory: Path,
-    folder: Path,
-    options: argparse.Namespace,
+    number: int, engine: Engine, workload: str, folder: Path, options: argparse.Namespace
 ) -> list[Turn]:
     """Return what came of an engine on a workload: of W5, a turn of each rate."""
-    requests = folder / "requests" / f"{workload}.jsonl"
     begin_s = time.monotonic()
-    found: Mapping[str, Mapping[str, float]]
-    failure = None
     try:
-        if workload == ONLINE:
-            rates = [float(rate) for rate in options.rates.split(",")]
-            found = online(engine, directory, requests, rates, threads=options.threads)
-        else:
-            found = {
-                workload: offline(
-                    engine,
-                    directory,
-                    requests,
-                    threads=options.threads,
-                    timeout_s=options.timeout_s,
-                )
-            }
+        found, failure = _figures(engine, workload, folder, options), None
     except EngineFailed as error:
         found, failure = {workload: {}}, str(error)
-    said = failure or json.dumps(found)
     spent = f"{time.monotonic() - begin_s:.0f} s"
+    said = failure or json.dumps(found)
     print(f"round {number} {workload} {engine.name}, {spent}: {said}", file=sys.stderr, flush=True)
     return [
         Turn(round=number, engine=engine.name, workload=name, figures=figures, failure=failure)
         for name, figures in found.items()
     ]
+
+
+def _figures(
+    engine: Engine, workload: str, folder: Path, options: argparse.Namespace
+) -> Mapping[str, Mapping[str, float]]:
+    directory, threads = options.directory, options.threads
+    requests = folder / "requests" / f"{workload}.jsonl"
+    if workload == ONLINE:
+        rates = [float(rate) for rate in options.rates.split(",")]
+        return online(engine, directory, requests, rates, threads=threads)
+    timeout_s = options.timeout_s
+    figures = offline(engine, directory, requests, threads=threads, timeout_s=timeout_s)
+    return {workload: figures}
 
 
 def _save(turns: Sequence[Turn], text: str) -> None:
