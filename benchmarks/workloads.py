@@ -25,7 +25,7 @@ from benchmarks.lengths import SHAREGPT_LIKE, LengthModel, Lognormal, alpaca_lik
 Record: TypeAlias = Mapping[str, object]
 
 # Ids that every vocabulary of the Llama family has, and that are special in none.
-_PLAIN_IDS = (1_000, 32_000)
+PLAIN_IDS = (1_000, 32_000)
 W1_LENGTHS = LengthModel(
     prompt=Lognormal(mean=160, sigma=0.9, low=8, high=768),
     output=Lognormal(mean=128, sigma=0.8, low=8, high=512),
@@ -58,9 +58,9 @@ def _of_lengths(model: LengthModel, num_requests: int, rng: np.random.Generator)
 
 
 def _shared_prefix(rng: np.random.Generator) -> list[Record]:
-    prefix = rng.integers(*_PLAIN_IDS, 512).tolist()
+    prefix = rng.integers(*PLAIN_IDS, 512).tolist()
     return [
-        {"prompt": prefix + rng.integers(*_PLAIN_IDS, 32).tolist(), "output_tokens": 32}
+        {"prompt": prefix + rng.integers(*PLAIN_IDS, 32).tolist(), "output_tokens": 32}
         for _ in range(64)
     ]
 
