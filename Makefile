@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find src -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -path '*/http/page/*')
 MODEL := smollm2-135m
 
-.PHONY: demo test check setup fix tiny nightly docs bench clean
+.PHONY: demo test check setup fix tiny nightly sanitize docs bench clean
 .NOTPARALLEL:
 
 demo: .venv/installed  ## generate text with a real model
@@ -32,8 +32,14 @@ fix: .venv/lint  ## format, and mend what can be mended
 tiny: .venv/test  ## the quick tests
 	$(BIN)/pytest -q -m "not slow"
 
-nightly: .venv/test  ## properties and state machines, for long
+nightly: sanitize  ## properties and state machines, for long
 	$(BIN)/pytest -q --hypothesis-profile=nightly tests/unit
+
+# The interpreter is not built so, which is why the runtimes are loaded first, and leaks are its own.
+sanitize: .venv/test  ## the kernels' tests, in a build that watches every access
+	$(PIP) --no-deps --upgrade --target build/sanitize -C cmake.define.ALPAGE_SANITIZE=address,undefined .
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize $(BIN)/pytest -q tests/model/test_native_*.py
 
 docs: .venv/test .venv/docs  ## read the docs at http://127.0.0.1:8000
 	$(BIN)/mkdocs serve

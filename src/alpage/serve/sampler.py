@@ -35,12 +35,12 @@ def sample(logits_RV: Tensor, rows: Sequence[Row], slots: Slots) -> list[RowResu
         logprobs = _logprobs(logits_RV, tokens, rules)
         for r in drawing:
             results[r] = RowResult(tokens=tuple(tokens[r]), logprobs=tuple(logprobs.get(r, ())))
+    searching: dict[int, list[int]] = {}
     for r, rule in enumerate(rules):
         if r not in results:
-            total = sampling.log_sum_exp(logits_RV[r : r + 1])
-            top = adjusted_RV[r].float().topk(min(rule.num_candidates, logits_RV.shape[-1]))
-            scores = (top.values - total).tolist()
-            results[r] = RowResult(candidates=tuple(zip(top.indices.tolist(), scores, strict=True)))
+            searching.setdefault(rule.num_candidates, []).append(r)
+    for num_candidates, some in searching.items():
+        results |= _candidates(logits_RV, adjusted_RV, some, num_candidates)
     return [results[r] for r in range(len(rows))]
 
 
@@ -89,6 +89,21 @@ def _draw(
     for r, token in zip(row_D, sampling.draw(logits_DV, params).tolist(), strict=True):
         tokens[r].append(token)
     return tokens
+
+
+def _candidates(
+    logits_RV: Tensor, adjusted_RV: Tensor, rows: Sequence[int], num_candidates: int
+) -> dict[int, RowResult]:
+    """Return the likeliest tokens of rows that search, and their log-probabilities."""
+    if len(rows) < len(logits_RV):
+        logits_RV, adjusted_RV = logits_RV[rows], adjusted_RV[rows]
+    total_R1 = sampling.log_sum_exp(logits_RV)[:, None]
+    top = adjusted_RV.topk(min(num_candidates, adjusted_RV.shape[-1]))
+    pairs = zip(top.indices.tolist(), (top.values.float() - total_R1).tolist(), strict=True)
+    return {
+        r: RowResult(candidates=tuple(zip(ids, scores, strict=True)))
+        for r, (ids, scores) in zip(rows, pairs, strict=True)
+    }
 
 
 def _logprobs(
