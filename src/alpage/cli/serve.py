@@ -76,7 +76,7 @@ def serve(  # noqa: PLR0913 - options of a command
     seed: SeedOption = None,
 ) -> None:
     """Serve a model over HTTP, for clients of OpenAI's API. Ctrl-C or SIGTERM ends it."""
-    from alpage.serve.http import Service, Settings, bound, listen
+    from alpage.serve.http import EngineThread, Service, Settings, bound, listen
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     variable = os.environ.get(_API_KEY_VARIABLE)
@@ -104,7 +104,7 @@ def serve(  # noqa: PLR0913 - options of a command
             max_num_seqs=max_num_seqs,
             seed=seed,
         )
-        listen(Service(llm.engine, _tokenizer_of(llm), settings), at, print_note)
+        listen(Service(EngineThread(llm.engine), _tokenizer_of(llm), settings), at, print_note)
 
 
 def _tokenizer_of(llm: "LLM") -> "Tokenizer | None":

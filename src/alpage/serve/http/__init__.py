@@ -10,17 +10,17 @@ from alpage.lazy import lazy_names
 
 if TYPE_CHECKING:
     from alpage.serve.http.app import make_app
-    from alpage.serve.http.engine_loop import EngineLoop
+    from alpage.serve.http.engine_thread import EngineThread
     from alpage.serve.http.listening import bound, listen
     from alpage.serve.http.service import Service
     from alpage.serve.http.settings import Settings
 
-__all__ = ["EngineLoop", "Service", "Settings", "bound", "listen", "make_app"]
+__all__ = ["EngineThread", "Service", "Settings", "bound", "listen", "make_app"]
 
 __getattr__ = lazy_names(
     __name__,
     {
-        "EngineLoop": "engine_loop",
+        "EngineThread": "engine_thread",
         "Service": "service",
         "Settings": "settings",
         "bound": "listening",
