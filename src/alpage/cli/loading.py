@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpage.cli.terminal import working
-from alpage.models import open_checkpoint, resolve
+from alpage.models import resolve
 from alpage.serve.loading import without_collections
 from alpage.units import parse_bytes
 
@@ -48,11 +48,12 @@ def start_engine(
     with working(f"loading {model}") as notify, without_collections():
         from alpage.serve.http import EngineProcess
 
-        # Both processes load at the same time.
         process = EngineProcess(str(path), **known, **options)
-        checkpoint = open_checkpoint(path)
+        # This process imports PyTorch while that one does.
+        from alpage.models import open_checkpoint
+
         process.wait(notify)
-        return process, checkpoint
+        return process, open_checkpoint(path)
 
 
 def _checked(model: str, kv_memory: str | None, seed: int | None) -> tuple[Path, dict[str, Any]]:
