@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import Any, Final, final
 
 import msgspec
@@ -41,6 +42,9 @@ from alpage.serve.intake import Limits
 _LOG: Final = logging.getLogger(__name__)
 _PROGRAM: Final = "from alpage.serve.http.engine_program import main; main()"
 _GRACE_S: Final = 5.0
+# How often kernels' threads look for work before they sleep: as often as libgomp has them do where
+# they are more than the cores. With those of the service they are, and it cannot know.
+_SPIN: Final = MappingProxyType({"GOMP_SPINCOUNT": "1000"})
 # An engine that made no step and lived no longer has died in vain; after so many in a row there is
 # no other.
 _MIN_LIFE_S: Final = 60.0
@@ -191,7 +195,7 @@ class _Child:
             self._program = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=_SPIN | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=subprocess.DEVNULL,
             )
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
