@@ -292,6 +292,20 @@ def test_engine_that_loads_ends_with_its_server(model):
         assert time.monotonic() - begin_s < 2
 
 
+@pytest.mark.slow
+def test_server_ends_when_there_is_no_other_engine(tmp_path):
+    make_tiny_llama(tmp_path)
+    with process_of(tmp_path, *IN_PROCESS) as server:
+        for file in tmp_path.glob("*.safetensors"):
+            file.unlink()
+        os.kill(engine_of(server), signal.SIGKILL)
+        body = {"prompt": [5, 6], "max_tokens": 4}
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=DEADLINE_S)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_lost")
+        assert server.wait() == 1
+    assert "error: engine='3 in a row': was lost" in server.said[-1]
+
+
 def test_model_that_cannot_be_loaded_is_refused(model, command_line):
     options = ("--device", "cpu", "--port", "0", "--kv-memory", "1KiB")
     said = [command_line("serve", str(model), *options, "--engine", kind)[2] for kind in KINDS]
