@@ -1,10 +1,13 @@
 """Soak: a server under mixed load for long, with clients that leave and clients that send nonsense.
 
-    python -m benchmarks.soak [MODEL] [--minutes 30] [--kill] [--serve-options "..."]
+    python -m benchmarks.soak [MODEL] [--minutes 30] [--kill engine|rank] [--serve-options "..."]
 
 At the end every request has had an answer, no page is held, and memory has not grown beyond what
-was reserved at the start (`soak_memory.py`); else the status is 1. With --kill the engine is cut
-over two processes, and once a minute one of them is killed: what was under way is answered with an
+was reserved at the start (`soak_memory.py`); else the status is 1.
+
+With --kill engine that is a process of its own, which is killed once a minute: the server starts
+another, and what was under way is answered by that or with an error. With --kill rank the engine is
+cut over two processes, one of which is killed once a minute: what was under way is answered with an
 error, nothing is left of the server when it is told to end, and the next one serves at the same
 port.
 """
@@ -18,11 +21,11 @@ import signal
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import final
+from typing import Final, Literal, TypeAlias, final
 
 import httpx
 
@@ -40,6 +43,11 @@ _SHOWN_SAMPLES = 24
 _MAX_GROWTH_BYTES = 24 * MiB
 # No failure of the server's: what it says of it, to whom a killed engine owes an answer.
 _KILLED = {"500", "503", "stream failed: engine_lost", "stream failed: internal_error"}
+Victim: TypeAlias = Literal["engine", "rank"]
+VICTIMS: Final[Mapping[Victim, tuple[str, ...]]] = {
+    "engine": ("--engine", "process"),
+    "rank": ("--devices", "2"),
+}
 _FINE = {"200", "400", "404", "413", "415", "429", "left"}
 
 
@@ -51,7 +59,8 @@ class Plan:
     Attributes:
         model: that is served.
         duration_s: seconds of load, without those in which servers start and end.
-        kill_every_s: seconds between the kills of a rank; None: none is killed.
+        kill_every_s: seconds between kills; None: nothing is killed.
+        victim: what is killed.
         num_clients: that act at a time.
         options: of `alpage serve`.
         seed: of what clients do.
@@ -60,6 +69,7 @@ class Plan:
     model: str
     duration_s: float
     kill_every_s: float | None = None
+    victim: Victim = "engine"
     num_clients: int = 24
     options: tuple[str, ...] = ()
     seed: int = 0
@@ -75,7 +85,7 @@ class Report:
         problems: what should not have been.
         memory: bytes that the server's processes took besides what they had reserved when load
             began, of each server in turn.
-        num_kills: ranks that were killed.
+        num_kills: processes that were killed.
     """
 
     answers: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -96,11 +106,14 @@ class Soak:
         self._is_over = False
         self._num_acting = 0
         self._url = ""
+        self._grown = Grown([])
 
     async def run(self) -> Report:
         """Return what was seen of the whole plan."""
         clients = [asyncio.create_task(self._act(n)) for n in range(self._plan.num_clients)]
-        port, left_s, every_s = 0, self._plan.duration_s, self._plan.kill_every_s
+        port, left_s = 0, self._plan.duration_s
+        # A server outlives its engine, but not a rank.
+        every_s = self._plan.kill_every_s if self._plan.victim == "rank" else None
         while left_s > 0:
             is_killed = every_s is not None and every_s < left_s
             life_s = min(left_s, every_s or left_s)
@@ -121,10 +134,13 @@ class Soak:
             stack.push_async_callback(asyncio.to_thread, server.__exit__, None, None, None)
             self._is_killed = False
             self._may_act.set()
+            self._grown = Grown(_family(pid))
             watcher = asyncio.create_task(self._watch(pid))
-            await asyncio.sleep(duration_s)
             if is_killed:
-                await self._kill(pid)
+                await asyncio.sleep(duration_s)
+                await self._kill_rank(pid)
+            else:
+                await self._pass(pid, duration_s)
             self._may_act.clear()
             await self._until(lambda: self._num_acting == 0, "a client waits still")
             watcher.cancel()
@@ -152,23 +168,51 @@ class Soak:
             self._num_acting -= 1
 
     async def _once(self, act: Act, client: httpx.AsyncClient, draw: random.Random) -> None:
-        name = act.__name__
+        name, num_kills, is_down = act.__name__, self.report.num_kills, self._is_killed
         try:
             end = await act(client, draw)
         except (Unanswered, httpx.HTTPError, OSError) as error:
             end = "no answer"
             self.report.problems.append(f"{name}: {type(error).__name__}: {error}")
         self.report.answers[name, end] += 1
-        if end not in _FINE and not (end in _KILLED and self._is_killed):
+        has_reason = is_down or self.report.num_kills != num_kills
+        if end not in _FINE and not (end in _KILLED and has_reason):
             self.report.problems.append(f"{name}: {end}")
 
-    async def _kill(self, pid: int) -> None:
-        """Kill a rank; the server says that it is lost."""
-        ranks = sorted(_family(pid) - {pid})
-        assert ranks, "an engine that is killed has a process of its own: --devices"
+    async def _pass(self, pid: int, duration_s: float) -> None:
+        """Let time pass, and perhaps kill the engine now and then."""
+        loop, every_s = asyncio.get_running_loop(), self._plan.kill_every_s
+        end_s = loop.time() + duration_s
+        while every_s is not None and loop.time() + every_s < end_s:
+            await asyncio.sleep(every_s)
+            await self._kill_engine(pid)
+        await asyncio.sleep(max(0.0, end_s - loop.time()))
+
+    def _kill(self, pid: int) -> set[int]:
+        """Kill one of those that a server has started; return all of them."""
+        children = _family(pid) - {pid}
+        assert children, f"who is killed has a process of its own: {VICTIMS}"
         self._is_killed = True
-        os.kill(random.Random(self.report.num_kills).choice(ranks), signal.SIGKILL)
+        os.kill(random.Random(self.report.num_kills).choice(sorted(children)), signal.SIGKILL)
         self.report.num_kills += 1
+        return children
+
+    async def _kill_engine(self, pid: int) -> None:
+        """Kill the engine; the server has another."""
+        killed = self._kill(pid)
+        await self._until(lambda: not any(map(_is_alive, killed)), "a process is left")
+        async with httpx.AsyncClient(base_url=self._url, timeout=_ANSWER_S) as client:
+
+            async def is_ready() -> bool:
+                return (await client.get("/ready")).status_code == httpx.codes.OK
+
+            await self._until(is_ready, "the server does not start another engine")
+        self._grown.add(_family(pid) - {pid})
+        self._is_killed = False
+
+    async def _kill_rank(self, pid: int) -> None:
+        """Kill a rank; the server says that it is lost."""
+        self._kill(pid)
         async with httpx.AsyncClient(base_url=self._url, timeout=_ANSWER_S) as client:
 
             async def is_lost() -> bool:
@@ -189,10 +233,10 @@ class Soak:
 
     async def _watch(self, pid: int) -> None:
         """Note how much memory is taken."""
-        grown, samples = Grown(_family(pid)), list[int]()
+        samples = list[int]()
         self.report.memory.append(samples)
         while True:
-            samples.append(sum(map(grown.bytes_of, _family(pid))))
+            samples.append(sum(map(self._grown.bytes_of, _family(pid))))
             await asyncio.sleep(_SAMPLE_S)
 
     def _check_memory(self) -> None:
@@ -260,7 +304,7 @@ def main() -> None:
     )
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--kill", action="store_true", help="kill a rank once a minute")
+    parser.add_argument("--kill", choices=VICTIMS, help="what is killed once a minute")
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--serve-options", default="--max-num-seqs 16 --kv-memory 256MiB")
@@ -269,8 +313,9 @@ def main() -> None:
         model=options.model,
         duration_s=60 * options.minutes,
         kill_every_s=60.0 if options.kill else None,
+        victim=options.kill or "engine",
         num_clients=options.clients,
-        options=(*options.serve_options.split(), *(("--devices", "2") * options.kill)),
+        options=(*options.serve_options.split(), *VICTIMS.get(options.kill, ())),
         seed=options.seed,
     )
     report = asyncio.run(Soak(plan).run())

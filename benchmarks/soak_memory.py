@@ -36,7 +36,12 @@ class Grown:
     """
 
     def __init__(self, pids: Iterable[int]) -> None:
-        self._reserved = {pid: list(_private(pid)) for pid in pids}
+        self._reserved: dict[int, _Ranges] = {}
+        self.add(pids)
+
+    def add(self, pids: Iterable[int]) -> None:
+        """Look at some more processes, that have reserved what they need by now."""
+        self._reserved |= {pid: list(_private(pid)) for pid in pids}
 
     def bytes_of(self, pid: int) -> int:
         """Return what a process holds privately outside what it had reserved; 0 if it is gone."""

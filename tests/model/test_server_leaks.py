@@ -111,9 +111,9 @@ def test_nothing_is_kept_of_requests_that_are_over(tmp_path):
             asyncio.run(ask_all(app))
             levels.append(num_objects())
         engine = llm.engine.engines[0]
-        assert not service.loop._entries
-        assert not service.loop._tickets
-        assert not service.loop.tallies._admitted_s
+        assert not service.engine._link.core._entries
+        assert not service.engine._tickets
+        assert not service.engine._link.core.tallies._admitted_s
         assert not engine._requests
         assert not engine.runner._rules
         assert len(engine.scheduler._free_slots) == 16

@@ -9,7 +9,7 @@ import pytest
 
 from alpage import LLM
 from alpage.errors import RankLost
-from alpage.serve.http import Service, Settings
+from alpage.serve.http import EngineThread, Service, Settings
 from tiny_llama import make_tiny_llama
 from tiny_server import DEADLINE_S, NAME, Client, events_of, scope_of, service_of
 
@@ -228,7 +228,7 @@ def test_health_is_judged_by_progress(llm, monkeypatch):
 
     async def run():
         call = Call(client.app, "/v1/completions", {"prompt": IDS, "max_tokens": 2})
-        await until(lambda: service.loop.state == "stalled")
+        await until(lambda: service.engine.state == "stalled")
         call_health = await asyncio.to_thread(client.get, "/health")
         assert call_health.status_code == 503
         assert call_health.json()["error"]["code"] == "engine_stalled"
@@ -267,7 +267,7 @@ def test_queue_is_bounded(llm):
 
     async def run():
         calls = [Call(client.app, "/v1/completions", {"prompt": IDS} | LONG) for _ in range(8)]
-        await until(lambda: service.loop._num_open == 8)
+        await until(lambda: service.engine._num_open == 8)
         late = Call(client.app, "/v1/completions", {"prompt": IDS})
         await late.task
         assert late.status == 429
@@ -277,7 +277,7 @@ def test_queue_is_bounded(llm):
         for call in calls:
             call.leave()
         await asyncio.gather(*(call.task for call in calls))
-        assert service.loop._num_open == 0
+        assert service.engine._num_open == 0
 
     with service_of(llm, queue_factor=1) as service:
         client = Client(service)
@@ -291,13 +291,13 @@ def test_draining_refuses_what_is_new_and_ends_what_is_old(llm):
         short = Call(client.app, "/v1/completions", {"prompt": IDS, "max_tokens": 50})
         long = Call(client.app, "/v1/completions", {"prompt": IDS, "stream": True} | LONG)
         await until(lambda: len(long.sent) > 2)
-        service.loop.refuse_new()
+        service.engine.refuse_new()
         late = Call(client.app, "/v1/completions", {"prompt": IDS})
         await late.task
         assert (late.status, json.loads(late.text)["error"]["code"]) == (503, "shutting_down")
         await short.task
         assert short.status == 200
-        service.loop.refuse_all()
+        service.engine.refuse_all()
         await long.task
         assert events_of(long.text)[-1]["error"]["code"] == "shutting_down"
 
@@ -312,12 +312,12 @@ def test_loop_that_stops_answers_everybody(llm):
     async def run():
         call = Call(client.app, "/v1/completions", {"prompt": IDS} | LONG)
         await until(lambda: llm.engine.has_unfinished)
-        await asyncio.to_thread(service.loop.stop)
+        await asyncio.to_thread(service.engine.stop)
         await call.task
         assert call.status == 503
 
-    service = Service(llm.engine, llm.tokenizer, Settings(names=(NAME,)))
-    service.loop.start()
+    service = Service(EngineThread(llm.engine), llm.tokenizer, Settings(names=(NAME,)))
+    service.engine.start()
     client = Client(service)
     asyncio.run(run())
     assert not llm.engine.has_unfinished

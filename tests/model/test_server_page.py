@@ -234,7 +234,7 @@ def test_snapshot_agrees_with_the_engine_and_four_continuations_share(llm, monke
         assert len(shared) == len(PROMPT) // moment["page_size"]
         assert {cell[0] for cell in shared} == {request["number"]}
         assert moment["memories"][0]["num_copied"] == 3, "the last page of the prompt, for three"
-        service.loop.refuse_all()
+        service.engine.refuse_all()
         steps.let(5000)
         await task
 
@@ -263,9 +263,9 @@ def test_stream_adds_up_to_what_is_there(llm, monkeypatch):
         assert engine.num_steps == target
         last = (await asyncio.to_thread(client.get, "/live/snapshot")).json()
         # The stream ends when the server does.
-        service.loop.refuse_new()
+        service.engine.refuse_new()
         text = (await look).text
-        service.loop.refuse_all()
+        service.engine.refuse_all()
         steps.let(9000)
         await asyncio.gather(*tasks)
         return text, last
@@ -293,7 +293,7 @@ def test_engine_is_left_alone_while_nobody_looks(llm, monkeypatch):
         looks.append(args)
         return look(*args)
 
-    monkeypatch.setattr("alpage.serve.http.live.look", counted)
+    monkeypatch.setattr("alpage.serve.http.reports.look", counted)
 
     async def run(service, client):
         await asyncio.to_thread(client.complete, PROMPT, max_tokens=30)
@@ -301,7 +301,7 @@ def test_engine_is_left_alone_while_nobody_looks(llm, monkeypatch):
         begun_s = time.monotonic()
         watchers = [asyncio.create_task(asyncio.to_thread(client.get, "/live")) for _ in range(5)]
         await asyncio.sleep(0.9)
-        service.loop.refuse_new()
+        service.engine.refuse_new()
         await asyncio.gather(*watchers)
         elapsed_s = time.monotonic() - begun_s
         assert 2 <= len(looks) <= 2 + elapsed_s / 0.125
@@ -310,18 +310,17 @@ def test_engine_is_left_alone_while_nobody_looks(llm, monkeypatch):
         asyncio.run(run(service, Client(service)))
 
 
-def test_question_that_fails_is_the_askers(llm):
-    def wrong(_engine):
+def test_look_that_fails_is_the_askers(llm, monkeypatch):
+    def wrong(*_):
         raise ZeroDivisionError
 
-    async def run(service):
-        with pytest.raises(ZeroDivisionError):
-            await service.loop.ask(wrong)
-        assert await service.loop.ask(lambda engine: engine) is llm.engine
-
     with service_of(llm) as service:
-        asyncio.run(run(service))
-        assert service.loop.state == "running"
+        client = Client(service)
+        with monkeypatch.context() as patch:
+            patch.setattr("alpage.serve.http.reports.look", wrong)
+            assert client.get("/live/snapshot").status_code == 500
+        assert client.get("/live/snapshot").status_code == 200
+        assert service.engine.state == "running"
 
 
 def test_onlooker_who_leaves_is_forgotten(llm):

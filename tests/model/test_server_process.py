@@ -14,6 +14,9 @@ import pytest
 from tiny_llama import make_tiny_llama
 from tiny_server import DEADLINE_S, NAME, process_of
 
+MAX_ORPHAN_S = 5
+IN_PROCESS = ("--engine", "process")
+KINDS = ("thread", "process")
 LONG = {"max_tokens": 400, "temperature": 0, "extra_body": {"ignore_eos": True}}
 
 
@@ -57,7 +60,7 @@ def is_alive(pid):
 
 
 def until_all_gone(pids):
-    end_s = time.monotonic() + 5
+    end_s = time.monotonic() + MAX_ORPHAN_S
     while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < end_s, f"{pids} are still there"
         time.sleep(0.02)
@@ -162,10 +165,14 @@ def test_clients_who_do_not_read_do_not_hold_others_up(server, client):
 # -- the end ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_has_begun_is_answered_before_the_end(model, number):
-    with process_of(model) as server:
-        answers = []
+@pytest.mark.parametrize(
+    ("number", "arguments"),
+    [(signal.SIGTERM, ()), (signal.SIGINT, ()), (signal.SIGTERM, IN_PROCESS)],
+    ids=["terminate", "interrupt", "terminate a process"],
+)
+def test_what_has_begun_is_answered_before_the_end(model, number, arguments):
+    with process_of(model, *arguments) as server:
+        children, answers = children_of(server.program.pid), []
 
         def ask():
             body = {"prompt": [5, 6], "max_tokens": 400, "ignore_eos": True}
@@ -179,10 +186,15 @@ def test_what_has_begun_is_answered_before_the_end(model, number):
         status = server.end(number)
         thread.join()
     assert status == 0
+    until_all_gone(children)
     assert answers[0].json()["usage"]["completion_tokens"] == 400
 
 
-@pytest.mark.parametrize("arguments", [(), ("--devices", "2")], ids=["one", "ranks"])
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("--devices", "2"), (*IN_PROCESS, "--devices", "2")],
+    ids=["one", "ranks", "process and ranks"],
+)
 def test_nothing_is_left_of_a_server_that_was_killed(model, arguments):
     with process_of(model, *arguments) as server:
         port, children = server.port, children_of(server.program.pid)
@@ -208,6 +220,99 @@ def test_server_that_lost_a_rank_says_so_and_ends(model):
         until_all_gone(children)
 
 
+# -- an engine that is killed ----------------------------------------------------------------------
+
+
+def engine_of(server):
+    (engine,) = children_of(server.program.pid)
+    return engine
+
+
+def until_ready(server):
+    end_s = time.monotonic() + DEADLINE_S
+    while httpx.get(f"{server.url}/ready").status_code != 200:
+        assert time.monotonic() < end_s, "there is no other engine"
+        time.sleep(0.05)
+
+
+def test_engine_that_is_killed_is_replaced_and_nobody_is_left_waiting(model):
+    body = {"prompt": [5, 6], "max_tokens": 400, "temperature": 1, "seed": 3, "ignore_eos": True}
+    with process_of(model, *IN_PROCESS) as server, httpx.Client(timeout=DEADLINE_S) as client:
+        url = f"{server.url}/v1/completions"
+        expected = client.post(url, json=body).json()["choices"]
+        answers = []
+        engine = engine_of(server)
+        os.kill(engine, signal.SIGSTOP)
+        ask = [
+            threading.Thread(target=lambda: answers.append(httpx.post(url, json=body, timeout=60)))
+            for _ in range(3)
+        ]
+        for thread in ask:
+            thread.start()
+        time.sleep(0.3)
+        os.kill(engine, signal.SIGKILL)
+        until_all_gone({engine})
+        ready = client.get(f"{server.url}/ready")
+        assert (ready.status_code, ready.json()["error"]["code"]) == (503, "engine_restarting")
+        assert client.get(f"{server.url}/health").status_code == 200
+        for thread in ask:
+            thread.join()
+        assert [answer.json()["choices"] for answer in answers] == [expected] * 3
+        until_ready(server)
+        with client.stream("POST", url, json=body | {"stream": True}) as stream:
+            parts = stream.iter_text()
+            first = next(parts)
+            os.kill(engine_of(server), signal.SIGKILL)
+            text = first + "".join(parts)
+        assert '"code":"engine_lost"' in text
+        assert text.endswith("data: [DONE]\n\n")
+        assert client.post(url, json=body).json()["choices"] == expected
+        metrics = client.get(f"{server.url}/metrics").text
+        assert 'alpage_engine_restarts_total{model="tiny"} 2.0' in metrics
+        assert "alpage_engine_process_resident_memory_bytes" in metrics
+        assert client.get(f"{server.url}/live/snapshot").json()["num_running"] == 0
+        forms = body | {"structured_outputs": {"choice": ["abc"]}}
+        assert client.post(url, json=forms).json()["choices"][0]["text"] == "abc"
+        engine = engine_of(server)
+        assert server.end() == 0
+        until_all_gone({engine})
+
+
+def test_engine_that_loads_ends_with_its_server(model):
+    with process_of(model, *IN_PROCESS) as server:
+        engine = engine_of(server)
+        os.kill(engine, signal.SIGKILL)
+        end_s = time.monotonic() + DEADLINE_S
+        while children_of(server.program.pid) in ({engine}, set()):
+            assert time.monotonic() < end_s, "there is no other engine"
+        children = children_of(server.program.pid)
+        server.end(signal.SIGKILL)
+        begin_s = time.monotonic()
+        until_all_gone(children)
+        assert time.monotonic() - begin_s < 2
+
+
+@pytest.mark.slow
+def test_server_ends_when_there_is_no_other_engine(tmp_path):
+    make_tiny_llama(tmp_path)
+    with process_of(tmp_path, *IN_PROCESS) as server:
+        for file in tmp_path.glob("*.safetensors"):
+            file.unlink()
+        os.kill(engine_of(server), signal.SIGKILL)
+        body = {"prompt": [5, 6], "max_tokens": 4}
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=DEADLINE_S)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_lost")
+        assert server.wait() == 1
+    assert "error: engine='3 in a row': was lost" in server.said[-1]
+
+
+def test_model_that_cannot_be_loaded_is_refused(model, command_line):
+    options = ("--device", "cpu", "--port", "0", "--kv-memory", "1KiB")
+    said = [command_line("serve", str(model), *options, "--engine", kind)[2] for kind in KINDS]
+    assert "kv_memory" in said[0]
+    assert said[0] == said[1]
+
+
 # -- a wrong start ---------------------------------------------------------------------------------
 
 
@@ -223,3 +328,9 @@ def test_port_that_is_none_is_refused(model, port, command_line):
     status, _, said = command_line("serve", str(model), "--port", port)
     assert status == 1
     assert "between 0 and 65,535" in said
+
+
+def test_engine_of_no_kind_is_refused(model, command_line):
+    status, _, said = command_line("serve", str(model), "--port", "0", "--engine", "ray")
+    assert status == 1
+    assert "thread or process" in said

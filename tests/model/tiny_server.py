@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from alpage import LLM
-from alpage.serve.http import Service, Settings, make_app
+from alpage.serve.http import EngineThread, Service, Settings, make_app
 
 NAME = "tiny"
 DEADLINE_S = 60.0
@@ -23,12 +23,12 @@ DEADLINE_S = 60.0
 @contextmanager
 def service_of(llm: LLM, **settings: Any) -> Iterator[Service]:
     """A service whose loop runs."""
-    service = Service(llm.engine, llm.tokenizer, Settings(names=(NAME,), **settings))
-    service.loop.start()
+    service = Service(EngineThread(llm.engine), llm.tokenizer, Settings(names=(NAME,), **settings))
+    service.engine.start()
     try:
         yield service
     finally:
-        service.loop.stop()
+        service.engine.stop()
 
 
 class Client:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from alpage.cli.bench_serve import serve
-from alpage.cli.loading import without_collections
 from alpage.cli.options import (
     DEFAULT_MODEL,
     AttentionOption,
@@ -27,6 +26,7 @@ from alpage.cli.options import (
 )
 from alpage.cli.terminal import counting, working
 from alpage.models import resolve
+from alpage.serve.loading import without_collections
 from alpage.serve import EngineConfig
 from alpage.units import GB, format_bytes
 from alpage.workload_file import load_workload

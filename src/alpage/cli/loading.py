@@ -1,17 +1,18 @@
 """Loading: from a command's options to a model that is ready."""
 
-import gc
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alpage.cli.terminal import working
 from alpage.models import resolve
+from alpage.serve.loading import without_collections
 from alpage.units import parse_bytes
 
 if TYPE_CHECKING:
+    from alpage.models import Checkpoint
     from alpage.serve import LLM
+    from alpage.serve.http import EngineProcess
 
 
 def load_llm(
@@ -28,31 +29,37 @@ def load_llm(
     Raises:
         AlpageError: the model cannot be found, read or held, or an option is out of range.
     """
-    # What can be refused without PyTorch is refused at once.
-    path = resolve(model)
-    kv_bytes = None if kv_memory is None else parse_bytes(kv_memory, field="kv_memory")
+    path, known = _checked(model, kv_memory, seed)
     with working(f"loading {model}") as notify, without_collections():
         from alpage.serve import LLM
 
-        return LLM(
-            path,
-            notify=notify,
-            kv_memory=kv_bytes,
-            seed=secrets.randbelow(2**32) if seed is None else seed,
-            **options,
-        )
+        return LLM(path, notify=notify, **known, **options)
 
 
-@contextmanager
-def without_collections() -> Iterator[None]:
-    """Suspend the garbage collector.
+def start_engine(
+    model: str, *, kv_memory: str | None, seed: int | None = None, **options: Any
+) -> "tuple[EngineProcess, Checkpoint]":
+    """Return a model in a process of its own, and its files here; see `load_llm`.
 
-    Imports and weights are there to stay: looking for garbage among them takes 0.2 s and finds
-    none.
+    Raises:
+        AlpageError: as there.
     """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
+    path, known = _checked(model, kv_memory, seed)
+    with working(f"loading {model}") as notify, without_collections():
+        from alpage.serve.http import EngineProcess
+
+        process = EngineProcess(str(path), **known, **options)
+        # This process imports PyTorch while that one does.
+        from alpage.models import open_checkpoint
+
+        process.wait(notify)
+        return process, open_checkpoint(path)
+
+
+def _checked(model: str, kv_memory: str | None, seed: int | None) -> tuple[Path, dict[str, Any]]:
+    """Refuse at once what can be refused without PyTorch."""
+    path = resolve(model)
+    return path, {
+        "kv_memory": None if kv_memory is None else parse_bytes(kv_memory, field="kv_memory"),
+        "seed": secrets.randbelow(2**32) if seed is None else seed,
+    }

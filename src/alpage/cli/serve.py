@@ -2,11 +2,11 @@
 
 import logging
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alpage.cli.loading import load_llm
+from alpage.cli.loading import load_llm, start_engine
 from alpage.cli.options import (
     DEFAULT_MODEL,
     DeterministicOption,
@@ -23,13 +23,16 @@ from alpage.cli.options import (
     TargetItlOption,
 )
 from alpage.cli.terminal import print_note
-from alpage.errors import AlpageError
+from alpage.errors import AlpageError, InvalidValue
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from alpage.models import Tokenizer
-    from alpage.serve import LLM
+    from alpage.serve.http.engine_link import EngineLink
 
 _API_KEY_VARIABLE = "ALPAGE_API_KEY"
+_ENGINES = ("thread", "process")
 
 
 def serve(  # noqa: PLR0913 - options of a command
@@ -51,6 +54,13 @@ def serve(  # noqa: PLR0913 - options of a command
             show_default=f"${_API_KEY_VARIABLE}, or none",
         ),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Where the model runs: in a thread of the server, or in a process of its own "
+            "that is started again when it dies."
+        ),
+    ] = "thread",
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = None,
     deterministic: DeterministicOption = False,
@@ -91,7 +101,8 @@ def serve(  # noqa: PLR0913 - options of a command
     )
     # An address that is taken is known before the model is loaded.
     with bound(host, port) as at:
-        llm = load_llm(
+        link, tokenizer = _linked(
+            engine,
             model,
             dtype=dtype,
             quantization=quantization,
@@ -107,12 +118,30 @@ def serve(  # noqa: PLR0913 - options of a command
             target_itl_s=target_itl,
             seed=seed,
         )
-        listen(Service(llm.engine, _tokenizer_of(llm), settings), at, print_note)
+        listen(Service(link, tokenizer, settings), at, print_note)
 
 
-def _tokenizer_of(llm: "LLM") -> "Tokenizer | None":
+def _linked(kind: str, model: str, **options: Any) -> "tuple[EngineLink, Tokenizer | None]":
+    """Return the way to an engine in a thread or a process, and the model's tokenizer here."""
+    from alpage.serve.http import EngineThread
+
+    if kind not in _ENGINES:
+        raise InvalidValue(
+            field="engine",
+            value=kind,
+            limit="must be " + " or ".join(_ENGINES),
+            remedy="Choose one of these",
+        )
+    if kind == "process":
+        process, checkpoint = start_engine(model, **options)
+        return process, _or_none(checkpoint.tokenizer)
+    llm = load_llm(model, **options)
+    return EngineThread(llm.engine), _or_none(lambda: llm.tokenizer)
+
+
+def _or_none(tokenizer: "Callable[[], Tokenizer]") -> "Tokenizer | None":
     try:
-        return llm.tokenizer
+        return tokenizer()
     except AlpageError as error:
         print_note(f"Requests must bring token ids: {error}")
         return None

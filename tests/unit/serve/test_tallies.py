@@ -59,33 +59,37 @@ def test_a_request_waits_is_computed_and_goes_on(tallies):
     tallies.advanced(request("a", 3.0, arrival_s=0.5))
     step(tallies, Batch(rows=(row("a"),)), 3.0, 3.125)
     tallies.advanced(request("a", 3.0, 3.125, arrival_s=0.5))
-    assert (tallies.num_steps, tallies.num_generated_tokens, tallies.num_page_copies) == (3, 2, 1)
-    assert (tallies.num_prompt_tokens, tallies.num_cached_tokens) == (10, 4)
-    assert tallies.queue_s.total == 1.5
-    assert tallies.prefill_s.total == 1.0
-    assert tallies.ttft_s.total == 2.5
-    assert tallies.itl_s.total == 0.125
-    assert tallies.step_s.total == 1.125
-    assert sum(tallies.step_tokens.counts) == 3
+    assert (
+        tallies.counts.num_steps,
+        tallies.counts.num_generated_tokens,
+        tallies.counts.num_page_copies,
+    ) == (3, 2, 1)
+    assert (tallies.counts.num_prompt_tokens, tallies.counts.num_cached_tokens) == (10, 4)
+    assert tallies.counts.queue_s.total == 1.5
+    assert tallies.counts.prefill_s.total == 1.0
+    assert tallies.counts.ttft_s.total == 2.5
+    assert tallies.counts.itl_s.total == 0.125
+    assert tallies.counts.step_s.total == 1.125
+    assert sum(tallies.counts.step_tokens.counts) == 3
 
 
 def test_steps_that_compute_nothing_are_none(tallies):
     tallies.stepped(0.0, 1.0)
-    assert tallies.num_steps == 0
+    assert tallies.counts.num_steps == 0
 
 
 def test_preemption_costs_what_its_tokens_cost(tallies, memory):
     memory.num_dropped_tokens = 30
     step(tallies, Batch(rows=(row("a", tokens=(1,) * 10),)), 0.0, 0.5)
-    assert tallies.recompute_s == pytest.approx(1.5)
+    assert tallies.counts.recompute_s == pytest.approx(1.5)
     step(tallies, Batch(rows=(row("a"),)), 0.5, 1.0)
-    assert tallies.recompute_s == pytest.approx(1.5)
+    assert tallies.counts.recompute_s == pytest.approx(1.5)
 
 
 def test_what_ended_early_is_forgotten(tallies):
     step(tallies, Batch(opened=(Opened(0, "a", (1,)),), rows=(row("a", num_draws=0),)), 0.0, 1.0)
     tallies.ended("a", "abort")
-    assert tallies.num_finished["abort"] == 1
+    assert tallies.counts.num_finished["abort"] == 1
     assert not tallies._admitted_s
 
 

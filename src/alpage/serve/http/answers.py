@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from msgspec import UNSET, Struct, UnsetType
 
 from alpage.serve.decoders import to_chunk
+from alpage.serve.http.engine_messages import Ask, Piece
 from alpage.serve.http.replies import PromptTokensDetails, Usage
 from alpage.serve.http.schema import Generates
-from alpage.serve.http.ticket import Ask, Piece
 from alpage.serve.outputs import RequestOutput
 
 

@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from alpage.errors import AlpageError
 from alpage.serve.http.answers import Answer
 from alpage.serve.http.bodies import Bodies
+from alpage.serve.http.engine_client import State
 from alpage.serve.http.events import EventStream, waiting
 from alpage.serve.http.guard import Guard
 from alpage.serve.http.live import add_live
@@ -21,6 +22,7 @@ from alpage.serve.http.refusals import (
     failed,
     lost,
     refusal_of,
+    restarting,
 )
 from alpage.serve.http.replies import (
     ChatReply,
@@ -81,7 +83,7 @@ def _add_states(app: FastAPI, service: Service) -> None:
     @app.get("/health", openapi_extra=said_by(errors=(503,)))
     async def health() -> Response:
         """Say whether the engine makes steps when it has work."""
-        state = service.loop.state
+        state = service.engine.state
         if state in ("lost", "stalled"):
             raise lost() if state == "lost" else _stalled(service.settings.stall_s)
         return Response(status_code=200)
@@ -89,9 +91,9 @@ def _add_states(app: FastAPI, service: Service) -> None:
     @app.get("/ready", openapi_extra=said_by(errors=(503,)))
     async def ready() -> Response:
         """Say whether new requests are taken."""
-        state = service.loop.state
+        state = service.engine.state
         if state != "running":
-            raise draining() if state == "draining" else lost()
+            raise _not_ready(state)
         return Response(status_code=200)
 
     @app.get("/version", openapi_extra=said_by(VersionReply))
@@ -102,8 +104,9 @@ def _add_states(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", openapi_extra=said_by(media_type="text/plain"))
     async def metrics() -> Response:
         """Tell Prometheus how it goes."""
-        usage = await service.loop.usage(_PATIENCE_S)
-        return Response(service.metrics.text(usage), media_type=CONTENT_TYPE)
+        report = await service.engine.report(_PATIENCE_S)
+        text = service.metrics.text(report, service.engine.num_restarts)
+        return Response(text, media_type=CONTENT_TYPE)
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -183,6 +186,12 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
 
 def _json(value: Any) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+def _not_ready(state: State) -> Refusal:
+    if state == "restarting":
+        return restarting()
+    return draining() if state == "draining" else lost()
 
 
 def _stalled(stall_s: float) -> Refusal:

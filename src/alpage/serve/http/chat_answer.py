@@ -6,6 +6,7 @@ from typing import final
 from msgspec import UNSET
 
 from alpage.serve.http.answers import Answer
+from alpage.serve.http.engine_messages import Ask, Piece
 from alpage.serve.http.logprobs import chat_logprobs
 from alpage.serve.http.replies import (
     ChatAnswer,
@@ -19,7 +20,6 @@ from alpage.serve.http.replies import (
 from alpage.serve.http.schema import ChatRequest
 from alpage.serve.http.speech import Speech
 from alpage.serve.http.texts import Texts
-from alpage.serve.http.ticket import Ask, Piece
 from alpage.serve.http.tools import Tooling
 from alpage.serve.outputs import RequestOutput, StreamChunk
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 from typing import final
 
 from alpage.serve.http.answers import Answer
+from alpage.serve.http.engine_messages import Ask, Piece
 from alpage.serve.http.logprobs import Offsets, completion_logprobs
 from alpage.serve.http.replies import CompletionChoice, CompletionReply
 from alpage.serve.http.schema import CompletionRequest
 from alpage.serve.http.texts import Texts
-from alpage.serve.http.ticket import Ask, Piece
 from alpage.serve.outputs import RequestOutput, StreamChunk, TokenLogprobs
 
 

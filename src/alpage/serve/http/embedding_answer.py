@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import final
 
 from alpage.serve.http.answers import Answer
+from alpage.serve.http.engine_messages import Ask
 from alpage.serve.http.replies import Embedding, EmbeddingReply, EmbeddingUsage
 from alpage.serve.http.schema import CompletionRequest, EmbeddingRequest
-from alpage.serve.http.ticket import Ask
 from alpage.serve.outputs import RequestOutput
 
 

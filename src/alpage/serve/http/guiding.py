@@ -1,33 +1,33 @@
-"""Guiding: what form a request's texts must have, compiled beside the asyncio loop."""
+"""Guiding: what form a request's texts must have, compiled beside the engine's steps."""
 
 import asyncio
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, final
 
 from alpage.errors import InvalidValue
-from alpage.serve.grammars import Grammars
 from alpage.serve.guide import Guide
+from alpage.serve.http.engine_client import EngineClient
 from alpage.serve.http.refusals import Refusal, invalid, unsupported
 from alpage.serve.http.schema import Generates, ResponseFormat, StructuredOutputs
 
-# Compiling takes milliseconds. What takes longer is not waited for, and ends by itself.
-_NUM_THREADS: Final = 2
+# The status of what is the request's own fault.
+_WRONG: Final = 400
 
 
 @final
 class Guides:
-    """Compiles what requests ask for, so that the engine finds it done.
+    """Has compiled what requests ask for, so that the engine finds it done.
 
     Args:
-        grammars: the engine's; None if the model has no tokenizer.
+        engine: that has it compiled.
         timeout_s: seconds that one may take.
+        has_tokenizer: whether the model has one.
     """
 
-    def __init__(self, grammars: Grammars | None, timeout_s: float) -> None:
-        self._grammars = grammars
+    def __init__(self, engine: EngineClient, timeout_s: float, *, has_tokenizer: bool) -> None:
+        self._engine = engine
         self._timeout_s = timeout_s
-        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="guide")
+        self._has_tokenizer = has_tokenizer
 
     async def compiled(self, guide: Guide | None, param: str) -> Guide | None:
         """Return a guide that can be followed.
@@ -37,20 +37,20 @@ class Guides:
             param: the field of the request that it came from.
 
         Raises:
-            Refusal: it cannot be followed, or is not compiled in time.
+            Refusal: it cannot be followed, or is not compiled in time; the engine is lost.
         """
         if guide is None:
             return None
-        if self._grammars is None:
+        if not self._has_tokenizer:
             raise unsupported(param, "needs a tokenizer, and this model has none")
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._grammars.prepare)
-        work = loop.run_in_executor(self._threads, self._grammars.matcher, guide)
+        await self._engine.check(None)
         try:
             async with asyncio.timeout(self._timeout_s):
-                await work
-        except InvalidValue as error:
-            raise invalid(str(error), param) from error
+                await self._engine.check(guide)
+        except Refusal as refusal:
+            if refusal.status == _WRONG:
+                raise invalid(str(refusal), param) from refusal
+            raise
         except TimeoutError:
             message = f"'{param}' could not be compiled within {self._timeout_s:g} s. Simplify it."
             raise invalid(message, param) from None

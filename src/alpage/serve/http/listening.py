@@ -13,7 +13,7 @@ import uvicorn
 
 from alpage.errors import InvalidValue
 from alpage.serve.http.app import make_app
-from alpage.serve.http.engine_loop import EngineLoop
+from alpage.serve.http.engine_client import EngineClient
 from alpage.serve.http.service import Service
 
 # What uvicorn leaves to answers that were told to end, before it cuts them off.
@@ -61,9 +61,12 @@ def listen(service: Service, at: socket.socket, notify: Callable[[str], None]) -
     """Serve until SIGTERM or SIGINT; what is under way then has time to end.
 
     Args:
-        service: what is served; its loop begins and ends here.
+        service: what is served; its engine begins and ends here.
         at: where, from `bound`.
         notify: takes a line once requests are taken.
+
+    Raises:
+        RankLost: the engine was lost again and again.
     """
     host, port = at.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -81,13 +84,15 @@ def listen(service: Service, at: socket.socket, notify: Callable[[str], None]) -
     server = _Server(config, service, lambda: notify(started))
     # uvicorn takes the signals and raises them again when it has ended; then they are over.
     usual = {kind: signal.signal(kind, _ignore) for kind in (signal.SIGTERM, signal.SIGINT)}
-    service.loop.start()
+    service.engine.start()
     try:
         server.run(sockets=[at])
     finally:
-        service.loop.stop()
+        service.engine.stop()
         for kind, handler in usual.items():
             signal.signal(kind, handler)
+    if service.engine.failure is not None:
+        raise service.engine.failure
 
 
 @final
@@ -106,17 +111,21 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._say_started()
 
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether it is time to end, a few times a second."""
+        return await super().on_tick(counter) or self._service.engine.failure is not None
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more requests, and end when the last one is answered, or its time is over."""
-        draining = asyncio.create_task(_drain(self._service.loop, self._service.settings.drain_s))
+        draining = asyncio.create_task(_drain(self._service.engine, self._service.settings.drain_s))
         await super().shutdown(sockets)
         draining.cancel()
 
 
-async def _drain(loop: EngineLoop, deadline_s: float) -> None:
-    loop.refuse_new()
+async def _drain(engine: EngineClient, deadline_s: float) -> None:
+    engine.refuse_new()
     await asyncio.sleep(deadline_s)
-    loop.refuse_all()
+    engine.refuse_all()
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, final
+from typing import Any, final
 
 import msgspec
 from fastapi import FastAPI
@@ -10,15 +10,13 @@ from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from alpage.serve.http.engine_loop import EngineLoop
+from alpage.serve.http.engine_client import EngineClient
 from alpage.serve.http.events import EVENT_HEADERS, STILL_HERE, event_of, send_part
 from alpage.serve.http.openapi import said_by
 from alpage.serve.http.refusals import Refusal
+from alpage.serve.http.reports import LIVE_PERIOD_S
 from alpage.serve.http.service import Service
-from alpage.serve.live import LiveMemory, LiveRequest, Share, Snapshot, changes, look
-from alpage.serve.serves import Serves
-
-_PERIOD_S: Final = 0.25
+from alpage.serve.live import LiveMemory, LiveRequest, Share, Snapshot, changes
 
 
 @final
@@ -79,39 +77,17 @@ def reply_of(before: Snapshot | None, now: Snapshot) -> LiveReply:
 
 
 @final
-class Lookout:
-    """Looks at the engine in its thread, once for all who look at the same time."""
-
-    def __init__(self) -> None:
-        self._latest: Snapshot | None = None
-
-    def look(self, engine: Serves) -> Snapshot:
-        """Return how the engine is now."""
-        self._latest = look(engine.engines, engine.intake.clock())
-        return self._latest
-
-    def glance(self, engine: Serves) -> Snapshot:
-        """Return how the engine is, or was a moment ago."""
-        now_s = engine.intake.clock()
-        if self._latest is not None and now_s - self._latest.at_s < _PERIOD_S / 2:
-            return self._latest
-        return self.look(engine)
-
-
-@final
 class LiveStream(Response):
     """What is new in the engine, as server-sent events, until the client leaves or the server ends.
 
     Args:
-        loop: of the engine.
-        lookout: looks at it.
+        engine: that is looked at.
         keep_alive_s: seconds of silence, as in a long step, after which a comment is sent.
     """
 
-    def __init__(self, loop: EngineLoop, lookout: Lookout, keep_alive_s: float) -> None:
+    def __init__(self, engine: EngineClient, keep_alive_s: float) -> None:
         super().__init__()
-        self._loop = loop
-        self._lookout = lookout
+        self._engine = engine
         self._keep_alive_s = keep_alive_s
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,8 +106,8 @@ class LiveStream(Response):
 
     async def _send_moments(self, send: Callable[[Any], Awaitable[None]]) -> None:
         before: Snapshot | None = None
-        while self._loop.state != "draining":
-            asked = asyncio.ensure_future(self._loop.ask(self._lookout.glance))
+        while self._engine.state != "draining":
+            asked = asyncio.ensure_future(self._engine.glance())
             while not (await asyncio.wait({asked}, timeout=self._keep_alive_s))[0]:
                 await send_part(send, STILL_HERE)
             try:
@@ -141,23 +117,23 @@ class LiveStream(Response):
                 return
             await send_part(send, event_of(msgspec.json.encode(reply_of(before, now))))
             before = now
-            await asyncio.sleep(_PERIOD_S)
+            await asyncio.sleep(LIVE_PERIOD_S)
 
 
 def add_live(app: FastAPI, service: Service) -> None:
     """Add the routes that show the engine."""
-    loop, lookout = service.loop, Lookout()
+    engine = service.engine
 
     # Whoever tries all routes of the document would wait for the end of this one.
     @app.get("/live", include_in_schema=False)
     async def live() -> Response:
         """Show the engine as it goes, as server-sent events."""
-        return LiveStream(loop, lookout, service.settings.keep_alive_s)
+        return LiveStream(engine, service.settings.keep_alive_s)
 
     @app.get("/live/snapshot", openapi_extra=said_by(LiveReply, errors=(503,)))
     async def live_snapshot() -> Response:
         """Show the engine as it is."""
-        reply = reply_of(None, await loop.ask(lookout.look))
+        reply = reply_of(None, await engine.moment())
         return Response(msgspec.json.encode(reply), media_type="application/json")
 
 

@@ -1,9 +1,9 @@
 """Metrics: what `GET /metrics` says, in the text format of Prometheus."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Final, Literal, TypeAlias, final
+from typing import Final, Literal, TypeAlias, final
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import (
@@ -14,10 +14,9 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from alpage.serve.http.tallies import Histogram, Tallies
+from alpage.serve.http.reports import Report
+from alpage.serve.http.tallies import Counts, Histogram
 from alpage.serve.http.visits import Visits
-from alpage.serve.kv_memory import KvUsage
-from alpage.serve.serves import Serves
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -31,48 +30,25 @@ class Sources:
     """Where the numbers come from.
 
     Attributes:
-        engine: read from another thread than its own: only for lengths and counts.
-        tallies: what its thread counts.
+        report: what the engine says.
         visits: what was refused.
-        usage: KV memory as it was last seen.
+        num_restarts: of the engine.
     """
 
-    engine: Serves
-    tallies: Tallies
+    report: Report
     visits: Visits
-    usage: KvUsage
+    num_restarts: int
+
+    @property
+    def counts(self) -> Counts:
+        """What the engine has counted."""
+        return self.report.counts
 
     @property
     def preemptions(self) -> _Labelled:
         """Sequences that gave up their pages, by how they get them back."""
-        schedulers = [engine.scheduler for engine in self.engine.engines]
-        num_swapped = sum(scheduler.num_swap_preemptions for scheduler in schedulers)
-        num_all = sum(scheduler.num_preemptions for scheduler in schedulers)
-        return {("swap",): num_swapped, ("recompute",): num_all - num_swapped}
-
-    @property
-    def num_pages(self) -> int:
-        """KV pages there are."""
-        return sum(memory.pool.num_pages for memory in self._memories)
-
-    @property
-    def num_held_pages(self) -> int:
-        """KV pages that requests hold now."""
-        return sum(memory.pool.num_held for memory in self._memories)
-
-    @property
-    def waste(self) -> float:
-        """Share of the places in held pages that hold no token."""
-        usage = self.usage
-        return 1 - usage.num_filled_slots / usage.num_held_slots if usage.num_held_slots else 0.0
-
-    def count(self, name: Literal["num_running", "num_waiting"]) -> int:
-        """Return a count of all schedulers together."""
-        return sum(getattr(engine.scheduler, name) for engine in self.engine.engines)
-
-    @property
-    def _memories(self) -> Iterator[Any]:
-        return (memory for engine in self.engine.engines for memory in engine.scheduler.memories)
+        num_swapped = self.report.num_swap_preemptions
+        return {("swap",): num_swapped, ("recompute",): self.report.num_preemptions - num_swapped}
 
 
 @final
@@ -112,73 +88,73 @@ def _counter(
 
 
 def _histogram(
-    name: str, text: str, read: Callable[[Tallies], Histogram], vllm: str | None = None
+    name: str, text: str, read: Callable[[Counts], Histogram], vllm: str | None = None
 ) -> _Kind:
-    return _Kind(
-        name=name, type="histogram", help=text, read=lambda of: read(of.tallies), vllm=vllm
-    )
+    return _Kind(name=name, type="histogram", help=text, read=lambda of: read(of.counts), vllm=vllm)
 
 
 _KINDS: Final[Sequence[_Kind]] = (
     _gauge(
         "requests_running",
         "Requests that compute or were preempted.",
-        lambda of: of.count("num_running"),
+        lambda of: of.report.num_running,
         "num_requests_running",
     ),
     _gauge(
         "requests_waiting",
         "Requests that have not begun.",
-        lambda of: of.count("num_waiting"),
+        lambda of: of.report.num_waiting,
         "num_requests_waiting",
     ),
     _gauge(
         "kv_usage_ratio",
         "Share of the KV pages that requests hold.",
-        lambda of: of.num_held_pages / of.num_pages,
+        lambda of: of.report.usage.num_held_pages / of.report.num_pages,
         "kv_cache_usage_perc",
     ),
-    _gauge("kv_pages", "KV pages there are.", lambda of: of.num_pages),
-    _gauge("kv_pages_held", "KV pages that requests hold.", lambda of: of.num_held_pages),
+    _gauge("kv_pages", "KV pages there are.", lambda of: of.report.num_pages),
+    _gauge(
+        "kv_pages_held", "KV pages that requests hold.", lambda of: of.report.usage.num_held_pages
+    ),
     _gauge(
         "kv_pages_shared",
         "KV pages that would be held besides, if nothing were shared.",
-        lambda of: of.usage.num_table_entries - of.usage.num_held_pages,
+        lambda of: of.report.usage.num_table_entries - of.report.usage.num_held_pages,
     ),
     _gauge(
         "kv_waste_ratio",
         "Share of the places in held KV pages without a token.",
-        lambda of: of.waste,
+        lambda of: of.report.waste,
     ),
-    _counter("steps", "Steps that were made.", lambda of: of.tallies.num_steps),
+    _counter("steps", "Steps that were made.", lambda of: of.counts.num_steps),
     _counter(
         "prompt_tokens",
         "Tokens of prompts that were computed or found in the prefix cache.",
-        lambda of: of.tallies.num_prompt_tokens,
+        lambda of: of.counts.num_prompt_tokens,
         "prompt_tokens",
     ),
     _counter(
         "cached_prompt_tokens",
         "Tokens of prompts that were found in the prefix cache.",
-        lambda of: of.tallies.num_cached_tokens,
+        lambda of: of.counts.num_cached_tokens,
         "prompt_tokens_cached",
     ),
     _counter(
         "generated_tokens",
         "Tokens that were drawn.",
-        lambda of: of.tallies.num_generated_tokens,
+        lambda of: of.counts.num_generated_tokens,
         "generation_tokens",
     ),
     _counter(
         "prefix_cache_queries",
         "Tokens that were looked for in the prefix cache.",
-        lambda of: of.tallies.num_queried_tokens,
+        lambda of: of.counts.num_queried_tokens,
         "prefix_cache_queries",
     ),
     _counter(
         "prefix_cache_hits",
         "Tokens that were found there.",
-        lambda of: of.tallies.num_cached_tokens,
+        lambda of: of.counts.num_cached_tokens,
         "prefix_cache_hits",
     ),
     _Kind(
@@ -193,18 +169,18 @@ _KINDS: Final[Sequence[_Kind]] = (
         "preemption_recompute_seconds",
         "Seconds of tokens that preemption makes the engine compute again, at the price of a token "
         "in the step that preempted.",
-        lambda of: of.tallies.recompute_s,
+        lambda of: of.counts.recompute_s,
     ),
     _counter(
         "kv_page_copies",
         "KV pages that were copied before they were written (copy-on-write).",
-        lambda of: of.tallies.num_page_copies,
+        lambda of: of.counts.num_page_copies,
     ),
     _Kind(
         name="requests_finished",
         type="counter",
         help="Prompts that ended, by why: stop, length, abort (nobody waits) or error.",
-        read=lambda of: {(reason,): n for reason, n in of.tallies.num_finished.items()},
+        read=lambda of: {(reason,): n for reason, n in of.counts.num_finished.items()},
         labels=("reason",),
         vllm="request_success",
         vllm_labels=("finished_reason",),
@@ -215,6 +191,11 @@ _KINDS: Final[Sequence[_Kind]] = (
         help="HTTP requests that were told an error, by status and code.",
         read=lambda of: of.visits.num_refused.copy(),
         labels=("status", "code"),
+    ),
+    _counter(
+        "engine_restarts",
+        "Engines that were started because the one before was lost.",
+        lambda of: of.num_restarts,
     ),
     _histogram(
         "time_to_first_token_seconds",
@@ -273,36 +254,43 @@ class Metrics(Collector):
     """The metrics of one service, in a registry of their own.
 
     Args:
-        engine: that it has.
-        tallies: what its thread counts.
         visits: what was refused.
         model: name of the model, the label of all.
+        engine_pid: returns the number of the engine's process, if it has one of its own.
         has_vllm_names: whether what vLLM has too is also there by its names.
     """
 
     def __init__(
-        self, engine: Serves, tallies: Tallies, visits: Visits, *, model: str, has_vllm_names: bool
+        self,
+        visits: Visits,
+        *,
+        model: str,
+        engine_pid: Callable[[], int | None],
+        has_vllm_names: bool,
     ) -> None:
-        usage = KvUsage(num_held_pages=0, num_table_entries=0, num_filled_slots=0, num_held_slots=0)
-        self._sources = Sources(engine=engine, tallies=tallies, visits=visits, usage=usage)
+        self._visits = visits
         self._model = model
         self._has_vllm_names = has_vllm_names
+        self._sources: Sources | None = None
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
+        if engine_pid() is not None:
+            ProcessCollector("alpage_engine", lambda: engine_pid() or 0, registry=self._registry)
 
-    def text(self, usage: KvUsage | None) -> bytes:
+    def text(self, report: Report, num_restarts: int) -> bytes:
         """Return all metrics.
 
         Args:
-            usage: KV memory as it is; None: not known just now.
+            report: what the engine says.
+            num_restarts: of the engine.
         """
-        if usage is not None:
-            self._sources = replace(self._sources, usage=usage)
+        self._sources = Sources(report=report, visits=self._visits, num_restarts=num_restarts)
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric, as the registry wants them."""
+        assert self._sources is not None, "it is asked by `text`"
         for kind in _KINDS:
             value = kind.read(self._sources)
             yield _family(kind, f"alpage_{kind.name}", value, kind.labels, {"model": self._model})

@@ -16,6 +16,7 @@ from alpage.errors import (
 
 _REQUEST: Final = "invalid_request_error"
 _SERVER: Final = "server_error"
+_SOON: Final[Mapping[str, str]] = {"Retry-After": "10"}
 # Where the engine's word for a thing is not the request's.
 _PARAMS: Final[Mapping[str, str | None]] = {
     "kv_memory": None,
@@ -43,6 +44,28 @@ class ErrorBody(msgspec.Struct):
     """The body of every answer that is no success."""
 
     error: ErrorDetail
+
+
+@final
+class PlainRefusal(msgspec.Struct, frozen=True, array_like=True):
+    """A refusal as data."""
+
+    status: int
+    detail: ErrorDetail
+    headers: Mapping[str, str]
+
+    @property
+    def refusal(self) -> "Refusal":
+        """The refusal once more."""
+        detail = self.detail
+        return Refusal(
+            self.status,
+            detail.message,
+            kind=detail.type,
+            param=detail.param,
+            code=detail.code,
+            headers=self.headers,
+        )
 
 
 @final
@@ -77,6 +100,11 @@ class Refusal(Exception):
     def code(self) -> str:
         """The word for it, that of its sort where it has no other."""
         return self.detail.code or self.detail.type
+
+    @property
+    def plain(self) -> PlainRefusal:
+        """The refusal as data."""
+        return PlainRefusal(self.status, self.detail, self.headers)
 
     @property
     def body(self) -> bytes:
@@ -141,7 +169,26 @@ def lost() -> Refusal:
     return Refusal(503, message, kind=_SERVER, code="engine_lost", headers={"Retry-After": "30"})
 
 
+def restarting() -> Refusal:
+    """Return what is said while the engine is started again."""
+    message = "The engine was lost and is being started again. Try again later."
+    return Refusal(503, message, kind=_SERVER, code="engine_restarting", headers=_SOON)
+
+
+def interrupted(*, is_last: bool) -> Refusal:
+    """Return what is said of a request that was lost with its engine.
+
+    Args:
+        is_last: whether it was given to a second engine, and that was lost too.
+    """
+    if is_last:
+        message = "The engine was lost twice while it processed this request."
+        return Refusal(500, message, kind=_SERVER, code="engine_lost")
+    message = "The engine was lost while it processed this request. Send it once more."
+    return Refusal(503, message, kind=_SERVER, code="engine_lost", headers=_SOON)
+
+
 def draining() -> Refusal:
     """Return what is said while the server ends."""
     message = "The server is shutting down. Try again later."
-    return Refusal(503, message, kind=_SERVER, code="shutting_down", headers={"Retry-After": "10"})
+    return Refusal(503, message, kind=_SERVER, code="shutting_down", headers=_SOON)

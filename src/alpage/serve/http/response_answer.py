@@ -7,6 +7,7 @@ from typing import Any, Final, final
 from msgspec import Struct
 
 from alpage.serve.http.answers import Answer
+from alpage.serve.http.engine_messages import Ask, Piece
 from alpage.serve.http.replies import ToolCallReply
 from alpage.serve.http.response_replies import (
     IncompleteDetails,
@@ -25,7 +26,6 @@ from alpage.serve.http.response_replies import (
 from alpage.serve.http.response_schema import ResponseRequest, TextConfig, TextFormat
 from alpage.serve.http.schema import ChatRequest
 from alpage.serve.http.speech import Speech
-from alpage.serve.http.ticket import Ask, Piece
 from alpage.serve.http.tools import Tooling
 from alpage.serve.outputs import RequestOutput
 

@@ -15,7 +15,9 @@ from alpage.serve.http.asking import (
 from alpage.serve.http.chat_answer import ChatCompletionAnswer
 from alpage.serve.http.completion_answer import CompletionAnswer
 from alpage.serve.http.embedding_answer import EmbeddingAnswer
-from alpage.serve.http.engine_loop import EngineLoop
+from alpage.serve.http.engine_client import EngineClient
+from alpage.serve.http.engine_link import EngineLink
+from alpage.serve.http.engine_messages import Ask
 from alpage.serve.http.guiding import Guides, guide_of
 from alpage.serve.http.metrics import Metrics
 from alpage.serve.http.refusals import invalid, unknown_model, unsupported
@@ -33,11 +35,10 @@ from alpage.serve.http.schema import (
 )
 from alpage.serve.http.settings import Settings
 from alpage.serve.http.texts import Texts, check_prompt_ids, prompts_of
-from alpage.serve.http.ticket import Ask, Ticket
+from alpage.serve.http.ticket import Ticket
 from alpage.serve.http.tools import Tooling, chat_guide, check_beams, tooling_of
 from alpage.serve.http.visits import Visits
 from alpage.serve.params import BeamSearchParams, SamplingParams
-from alpage.serve.serves import Serves
 
 if TYPE_CHECKING:
     from alpage.models import Tokenizer
@@ -48,27 +49,27 @@ class Service:
     """A model that is served.
 
     Args:
-        engine: what makes its steps; the service has it to itself.
+        link: to what makes its steps; the service has it to itself.
         tokenizer: the model's, if it has one.
         settings: how it is served.
     """
 
-    def __init__(self, engine: Serves, tokenizer: "Tokenizer | None", settings: Settings) -> None:
+    def __init__(self, link: EngineLink, tokenizer: "Tokenizer | None", settings: Settings) -> None:
         self.settings = settings
-        self.limits = engine.limits
-        self.texts = Texts(tokenizer, engine.limits)
-        self.guides = Guides(engine.intake.grammars, settings.guide_timeout_s)
-        self.loop = EngineLoop(
-            engine,
-            max_open_sequences=engine.limits.max_num_seqs * (1 + settings.queue_factor),
+        self.limits = link.limits
+        self.texts = Texts(tokenizer, link.limits)
+        self.engine = EngineClient(
+            link,
+            max_open_sequences=link.limits.max_num_seqs * (1 + settings.queue_factor),
             stall_s=settings.stall_s,
         )
+        has_tokenizer = tokenizer is not None
+        self.guides = Guides(self.engine, settings.guide_timeout_s, has_tokenizer=has_tokenizer)
         self.visits = Visits(is_logged=settings.logs_requests)
         self.metrics = Metrics(
-            engine,
-            self.loop.tallies,
             self.visits,
             model=settings.names[0],
+            engine_pid=lambda: self.engine.pid,
             has_vllm_names=settings.has_vllm_metrics,
         )
         self._created = int(time.time())
@@ -88,7 +89,7 @@ class Service:
             params = completion_params(asked, len(tokens), self.limits, guide)
             asks.append(_ask(asked, tokens, params, prompt))
         answer = CompletionAnswer(model, asked, asks, self.texts)
-        return self.loop.open(asks, is_streamed=bool(asked.stream)), answer
+        return self.engine.open(asks, is_streamed=bool(asked.stream)), answer
 
     async def embed(self, asked: EmbeddingRequest) -> tuple[Ticket, Answer]:
         """Begin embeddings.
@@ -114,7 +115,7 @@ class Service:
                 check_length("prompt", "max_tokens", len(tokens), 1, self.limits)
         asks = [_ask(completion, tokens, params, prompt) for prompt, tokens in prompts]
         answer = EmbeddingAnswer(model, asked, completion, asks)
-        return self.loop.open(asks, is_streamed=False), answer
+        return self.engine.open(asks, is_streamed=False), answer
 
     async def _prompts(self, asked: CompletionRequest) -> list[tuple[str | None, list[int]]]:
         """Return the prompts, as texts where they are, and their tokens."""
@@ -146,7 +147,7 @@ class Service:
         """
         model, asks, tooling = await self._talk(asked)
         answer = ChatCompletionAnswer(model, asked, asks, self.texts, tooling)
-        return self.loop.open(asks, is_streamed=bool(asked.stream)), answer
+        return self.engine.open(asks, is_streamed=bool(asked.stream)), answer
 
     async def respond(self, asked: ResponseRequest) -> tuple[Ticket, Answer]:
         """Begin a response.
@@ -159,7 +160,7 @@ class Service:
         with renamed(CHAT_NAMES):
             model, asks, tooling = await self._talk(chat)
         answer = ResponseAnswer(model, asked, chat, asks, tooling)
-        return self.loop.open(asks, is_streamed=bool(asked.stream)), answer
+        return self.engine.open(asks, is_streamed=bool(asked.stream)), answer
 
     async def _talk(self, asked: ChatRequest) -> tuple[str, list[Ask], Tooling | None]:
         """Return what the model is called, the conversation for the engine, and its tools."""
@@ -259,7 +260,8 @@ def _ask(
 ) -> Ask:
     return Ask(
         prompt_tokens=tokens,
-        params=params,
+        sampling=params if isinstance(params, SamplingParams) else None,
+        beam=params if isinstance(params, BeamSearchParams) else None,
         prompt=prompt,
         priority=asked.priority or 0,
         salt=asked.cache_salt or "",

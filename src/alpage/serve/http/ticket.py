@@ -3,42 +3,11 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import final
 
+from alpage.serve.http.engine_messages import Ask, Piece
 from alpage.serve.http.refusals import Refusal
-from alpage.serve.outputs import RequestOutput, StreamChunk, TokenLogprobs
-from alpage.serve.params import BeamSearchParams, SamplingParams
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """One prompt, and how to go on from it; see `Serves.add`."""
-
-    prompt_tokens: Sequence[int]
-    params: SamplingParams | BeamSearchParams
-    prompt: str | None = None
-    priority: int = 0
-    salt: str = ""
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """What a step added to one prompt.
-
-    Attributes:
-        number: of the prompt among the request's.
-        chunks: what came, if the request is streamed.
-        prompt_logprobs: with the first chunks, if asked for.
-        output: with the last: all that came.
-    """
-
-    number: int
-    chunks: Sequence[StreamChunk] = ()
-    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
-    output: RequestOutput | None = None
+from alpage.serve.outputs import RequestOutput
 
 
 @final
@@ -48,18 +17,35 @@ class Ticket:
     All methods belong to the asyncio loop.
 
     Args:
+        number: its name to the engine.
         asks: the prompts.
         is_streamed: whether every step is of interest, or the end alone.
         abandon: tells the engine that nobody waits any more.
+
+    Attributes:
+        is_submitted: whether the engine was told of it.
+        num_losses: engines that were lost which had it.
+        is_accepted: whether the engine has all prompts.
+        has_begun: whether something has come.
+        finished: what came whole.
     """
 
     def __init__(
-        self, asks: Sequence[Ask], *, is_streamed: bool, abandon: Callable[["Ticket"], None]
+        self,
+        number: int,
+        asks: Sequence[Ask],
+        *,
+        is_streamed: bool,
+        abandon: Callable[["Ticket"], None],
     ) -> None:
+        self.number = number
         self.asks = asks
         self.is_streamed = is_streamed
         self.loop = asyncio.get_running_loop()
+        self.is_submitted = False
+        self.num_losses = 0
         self.is_accepted = False
+        self.has_begun = False
         self.finished: list[RequestOutput] = []
         self._abandon = abandon
         self._arrived: list[Piece] = []
@@ -140,9 +126,16 @@ class Ticket:
 
     def put(self, pieces: Sequence[Piece]) -> None:
         """Something came of them."""
+        self.has_begun = True
         self._arrived.extend(pieces)
         self.finished += [piece.output for piece in pieces if piece.output is not None]
         self._news.set()
+
+    def begin_again(self) -> None:
+        """What came is void, of which nobody was told, and another engine is to be asked."""
+        self.is_submitted = self.has_begun = False
+        self._arrived.clear()
+        self.finished.clear()
 
     def fail(self, error: Refusal) -> None:
         """Nothing more will come."""
