@@ -26,8 +26,8 @@ from alpage.cli.options import (
 )
 from alpage.cli.terminal import counting, working
 from alpage.models import resolve
-from alpage.serve.loading import without_collections
 from alpage.serve import EngineConfig
+from alpage.serve.loading import without_collections
 from alpage.units import GB, format_bytes
 from alpage.workload_file import load_workload
 
