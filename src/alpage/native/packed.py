@@ -5,40 +5,53 @@ Dims: M rows of x, K features in, N features out.
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import final
+from typing import Final, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from alpage.native.kernels import import_kernels
+
+
+Kind: TypeAlias = Literal["bfloat16", "int8", "int4"]
+
+_BLOCK: Final = 32
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedWeight:
-    """A matrix as the kernels read it; rows past the last are zeros.
+    """A matrix as the kernels read it.
 
     A row of x gets the same bits whatever rows are beside it, and whatever the number of threads.
 
     Attributes:
+        kind: of its numbers.
         num_in: K.
         num_out: N.
         panels: the packed numbers.
-        scale_N: of the rows of a matrix of int8, float32; None: it is of bfloat16.
-        correction_N: int32: what the kernels subtract, since they take x as unsigned.
+        scale_N: of the rows of int8, float32; zeros past the last.
     """
 
+    kind: Kind
     num_in: int
     num_out: int
     panels: Tensor
     scale_N: Tensor | None = None
-    correction_N: Tensor | None = None
 
     @property
     def num_bytes(self) -> int:
         """Of memory."""
-        parts = (self.panels, self.scale_N, self.correction_N)
-        return sum(part.nbytes for part in parts if part is not None)
+        return self.panels.nbytes + (0 if self.scale_N is None else self.scale_N.nbytes)
+
+    @property
+    def quantized_bytes(self) -> int | None:
+        """Of a row of x in 8 bits; None: products take it as it is."""
+        if self.kind == "bfloat16":
+            return None
+        module = _module()
+        return -(-self.num_in // module.group) * int(module.group_bytes)
 
 
 def has_linear() -> bool:
@@ -50,55 +63,57 @@ def has_linear() -> bool:
 def pack(weight_NK: Tensor) -> PackedWeight:
     """Return a matrix of bfloat16, packed."""
     assert weight_NK.dtype == torch.bfloat16
-    assert weight_NK.stride(1) == 1
     num_out, num_in = weight_NK.shape
-    module = _module()
-    panels = torch.empty((_padded(num_out, module.panel), _padded(num_in, 2)), dtype=torch.bfloat16)
-    module.pack_bfloat16(
-        weight_NK.data_ptr(),
-        weight_NK.stride(0),
-        num_out,
-        num_in,
-        panels.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return PackedWeight(num_in=num_in, num_out=num_out, panels=panels)
+    return PackedWeight(kind="bfloat16", num_in=num_in, num_out=num_out, panels=_panels(weight_NK))
 
 
 def pack_int8(weight_NK: Tensor, scale_N: Tensor) -> PackedWeight:
     """Return a matrix of int8 with a scale for each row, packed."""
     assert weight_NK.dtype == torch.int8
-    assert weight_NK.stride(1) == 1
     num_out, num_in = weight_NK.shape
-    module = _module()
-    num_padded = _padded(num_out, module.panel)
-    panels = torch.empty((num_padded, _padded(num_in, 4)), dtype=torch.int8)
-    correction_N = torch.empty(num_padded, dtype=torch.int32)
-    module.pack_int8(
-        weight_NK.data_ptr(),
-        weight_NK.stride(0),
-        num_out,
-        num_in,
-        panels.data_ptr(),
-        correction_N.data_ptr(),
-        torch.get_num_threads(),
-    )
-    padded_scale_N = torch.zeros(num_padded)
+    # The kernels take weights as unsigned: 128 more than they are.
+    panels = _panels(weight_NK ^ -128)
+    padded_scale_N = torch.zeros(len(panels))
     padded_scale_N[:num_out] = scale_N
     return PackedWeight(
-        num_in=num_in,
-        num_out=num_out,
-        panels=panels,
-        scale_N=padded_scale_N,
-        correction_N=correction_N,
+        kind="int8", num_in=num_in, num_out=num_out, panels=panels, scale_N=padded_scale_N
+    )
+
+
+def pack_int4(number_NK: Tensor, scale_NB: Tensor, minimum_NB: Tensor) -> PackedWeight:
+    """Return a matrix of 4 bits, packed: in each of B blocks of 32 along K, scale * q + minimum.
+
+    Args:
+        number_NK: uint8, q in [0, 15].
+        scale_NB: float16.
+        minimum_NB: float16.
+    """
+    assert number_NK.dtype == torch.uint8
+    assert scale_NB.dtype == minimum_NB.dtype == torch.float16
+    num_out, num_in = number_NK.shape
+    panel, num_blocks = _module().panel, num_in // _BLOCK
+    assert num_in == num_blocks * _BLOCK
+    lacking = -num_out % panel
+    number_NK, scale_NB, minimum_NB = (
+        pad(part, (0, 0, 0, lacking)) for part in (number_NK, scale_NB, minimum_NB)
+    )
+    # Panel, output, block, pair of pieces, piece of the pair, element.
+    even, odd = number_NK.view(-1, panel, num_blocks, _BLOCK // 8, 2, 4).unbind(-2)
+    parts = [(even | odd << 4).permute(0, 2, 3, 1, 4).flatten(2)]
+    for part in (scale_NB, minimum_NB):
+        by_block = part.view(-1, panel, num_blocks).transpose(1, 2)
+        parts.append(by_block.contiguous().view(torch.uint8))
+    return PackedWeight(
+        kind="int4", num_in=num_in, num_out=num_out, panels=torch.cat(parts, -1)
     )
 
 
 def linear(x: Tensor, weight: PackedWeight, bias_N: Tensor | None = None) -> Tensor:
     """Return x times a packed weight, plus a bias.
 
-    A row of x is rounded to 8 bits of its own scale where the weight is (dynamic quantization), and
-    sums are exact; in bfloat16 sums are of float32.
+    Where the weight is not of bfloat16, a row of x is rounded to 8 bits, with a scale for each 64
+    of its numbers (dynamic quantization); sums within such a group are exact, and all others are of
+    float32.
 
     Args:
         x: bfloat16, [..., K], last dim dense.
@@ -111,35 +126,42 @@ def linear(x: Tensor, weight: PackedWeight, bias_N: Tensor | None = None) -> Ten
     assert x.dtype == torch.bfloat16
     x_MK = x.reshape(-1, weight.num_in)
     if x_MK.stride(1) != 1 or weight.num_in % 2:
-        x_MK = torch.nn.functional.pad(x_MK, (0, weight.num_in % 2))
-    num_rows = len(x_MK)
-    y_MN = torch.empty((num_rows, weight.num_out), dtype=torch.bfloat16)
-    scale, correction, quantized, x_scale = 0, 0, 0, 0
-    room = None
-    if weight.scale_N is not None and weight.correction_N is not None:
-        width = _padded(weight.num_in, 4)
-        # Numbers of rows, then their scales.
-        room = torch.empty(num_rows * (width + 4), dtype=torch.uint8)
-        scale, correction = weight.scale_N.data_ptr(), weight.correction_N.data_ptr()
-        x_scale = room.data_ptr()
-        quantized = x_scale + 4 * num_rows
+        x_MK = pad(x_MK, (0, weight.num_in % 2))
+    y_MN = torch.empty((len(x_MK), weight.num_out), dtype=torch.bfloat16)
+    groups = torch.empty(len(x_MK) * (weight.quantized_bytes or 0), dtype=torch.uint8)
     _module().multiply(
+        weight.kind,
         x_MK.data_ptr(),
         x_MK.stride(0),
         weight.panels.data_ptr(),
+        0 if weight.scale_N is None else weight.scale_N.data_ptr(),
         0 if bias_N is None else bias_N.data_ptr(),
         y_MN.data_ptr(),
         y_MN.stride(0),
-        num_rows,
+        len(x_MK),
         weight.num_out,
         weight.num_in,
-        scale,
-        correction,
-        quantized,
-        x_scale,
+        groups.data_ptr(),
         torch.get_num_threads(),
     )
     return y_MN.view(*x.shape[:-1], weight.num_out)
+
+
+def _panels(weight_NK: Tensor) -> Tensor:
+    assert weight_NK.stride(1) == 1
+    num_out, num_in = weight_NK.shape
+    module, element_bytes = _module(), weight_NK.element_size()
+    num_rows, num_columns = _padded(num_out, module.panel), _padded(num_in, 4 // element_bytes)
+    panels = torch.empty((num_rows, num_columns), dtype=weight_NK.dtype)
+    module.pack(
+        weight_NK.data_ptr(),
+        weight_NK.stride(0) * element_bytes,
+        num_out,
+        num_in * element_bytes,
+        panels.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return panels
 
 
 def _module() -> ModuleType:
