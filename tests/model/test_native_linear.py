@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alpage import native
-from alpage.models.quantize import int8_rows
+from alpage.models.quantize import int8_blocks, int8_rows
 
 pytestmark = pytest.mark.skipif(
     not native.has_linear(), reason="needs AVX-512 with bf16 and VNNI, and a compiler"
@@ -30,10 +30,11 @@ def rounded(x):
     return (steps * top / 127).flatten(1)[:, :num_in]
 
 
-def close(y, expected):
+def close(y, x, weight):
     """But for the rounding of sums to float32 and of the result to bfloat16."""
-    rows = expected.abs().amax(-1, keepdim=True)
-    return ((y.double() - expected).abs() <= expected.abs() / 250 + 1e-5 * rows).all()
+    expected = x @ weight.T
+    scale = x.norm(dim=-1, keepdim=True) * weight.norm(dim=-1)
+    return ((y.double() - expected).abs() <= expected.abs() / 250 + 1e-6 * scale).all()
 
 
 def blocks(num_in, num_out):
@@ -48,13 +49,9 @@ def blocks(num_in, num_out):
 @pytest.mark.parametrize(("num_in", "num_out"), WIDTHS)
 def test_bfloat16(num_rows, num_in, num_out):
     x, weight = made(num_rows, num_in, num_out)
-    expected = x.double() @ weight.double().T
-    packed = native.pack(weight)
-    y = native.linear(x, packed)
+    y = native.linear(x, native.pack(weight))
     assert y.shape == (num_rows, num_out)
-    # Sums of float32, rounded to bfloat16.
-    scale = x.double().norm(dim=-1, keepdim=True) * weight.double().norm(dim=-1)
-    assert ((y.double() - expected).abs() <= expected.abs() / 250 + 1e-6 * scale).all()
+    assert close(y, x.double(), weight.double())
 
 
 @pytest.mark.parametrize("num_rows", ROWS)
@@ -64,7 +61,19 @@ def test_int8_is_exact_but_for_rounding(num_rows, num_in, num_out):
     x[0] = 0
     whole, scale = int8_rows(weight)
     y = native.linear(x, native.pack_int8(whole, scale))
-    assert close(y, rounded(x) @ (whole.double().T * scale.double()))
+    assert close(y, rounded(x), whole.double() * scale.double()[:, None])
+    assert not y[0].any()
+
+
+@pytest.mark.parametrize("num_rows", ROWS)
+@pytest.mark.parametrize(("num_in", "num_out"), WIDTHS)
+def test_int8_with_scales_of_blocks_is_exact_but_for_rounding(num_rows, num_in, num_out):
+    x, weight = made(num_rows, num_in, num_out)
+    x[0] = 0
+    whole, scale = int8_blocks(weight)
+    y = native.linear(x, native.pack_int8_blocks(whole, scale))
+    each = whole.double() * scale.double().repeat_interleave(32, 1)[:, :num_in]
+    assert close(y, rounded(x), each)
     assert not y[0].any()
 
 
@@ -79,7 +88,7 @@ def test_int4_is_exact_but_for_rounding(num_rows, num_in, num_out):
     each = number_NK.double().unflatten(1, (-1, 32)) * scale_NB.double()[..., None]
     weight = (each + minimum_NB.double()[..., None]).flatten(1)
     y = native.linear(x, packed)
-    assert close(y, rounded(x) @ weight.T)
+    assert close(y, rounded(x), weight)
     assert not y[0].any()
 
 
@@ -93,8 +102,9 @@ def test_steps_are_as_fine_as_the_numbers_around():
 
 
 KINDS = {
-    "bfloat16": lambda weight: native.pack(weight),
+    "bfloat16": native.pack,
     "int8": lambda weight: native.pack_int8(*int8_rows(weight)),
+    "int8_blocks": lambda weight: native.pack_int8_blocks(*int8_blocks(weight)),
     "int4": lambda weight: native.pack_int4(*blocks(weight.shape[1], weight.shape[0])),
 }
 

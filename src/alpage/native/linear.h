@@ -6,9 +6,12 @@
 //
 // int8 weights are stored as 128 more than they are, since `vpdpbusd` takes one side as unsigned.
 //
-// int4 weights are d * q + m, with q in [0, 15] and d and m, of float16, for each block of kBlock along K:
-// [panel][block]{q: [pair of pieces][output][element], d: [output], m: [output]}; a byte of q has an element of the even
-// piece in its low bits and of the odd one in its high bits.
+// int8 has a scale for each output; int8_blocks one of float16 for each block of kBlock along K, behind the block's
+// pieces: [panel][block]{pieces, scale: [output]}. K is rounded up to a block.
+//
+// int4 weights are scale * number + minimum, both of float16, with numbers in [0, 15]:
+// [panel][block]{[pair of pieces][output][element], scale: [output], minimum: [output]}. A byte has an element of the
+// even piece in its low bits and of the odd one in its high bits.
 //
 // Every output adds up its products in the order of K, whatever M is and whichever thread computes it: neither the
 // batch nor the number of threads can change a bit.
@@ -23,7 +26,7 @@ class Team;
 constexpr int kPanel = 32;   // outputs
 constexpr int kRowTile = 12; // rows of x at a time: 24 of 32 registers add up
 constexpr int kGroup = 64;   // numbers of x that share a scale
-constexpr int kBlock = 32;   // int4 weights that share a scale and a minimum
+constexpr int kBlock = 32;   // weights of an output that share a scale, if they have such
 
 constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -35,7 +38,7 @@ struct Group {
     float totals[kGroup / kBlock]; // of the numbers of each block, scaled
 };
 
-enum class Weights { bfloat16, int8, int4 };
+enum class Weights { bfloat16, int8, int8_blocks, int4 };
 
 struct Product {
     Weights weights;
@@ -54,7 +57,7 @@ using ProductKernel = void (*)(const Product&, int64_t panel, int64_t first_row,
 using QuantizeKernel = void (*)(const uint16_t* x, int64_t k, Group* out);
 
 struct LinearKernels {
-    ProductKernel multiply[3]; // by Weights
+    ProductKernel multiply[4]; // by Weights
     QuantizeKernel quantize;
 };
 

@@ -113,26 +113,49 @@ struct Int8 {
     }
 };
 
-template <int Rows>
-struct Int4 {
-    static constexpr int kPairs = kBlock / 8; // of pieces
-    static constexpr int kBlockBytes = kPairs * kPieceBytes + 2 * kPanel * 2;
+ALPAGE_INLINE __m512 widened_half(const char* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
 
+// A pair of pieces of weights, a byte for each, and what a block's numbers are multiplied with and what is added.
+struct InBytes {
+    static constexpr int kPairBytes = 2 * kPieceBytes, kBlockBytes = kBlock / 8 * kPairBytes + kPanel * 2;
+
+    ALPAGE_INLINE void load(const char* w, __m512i& even, __m512i& odd) {
+        even = _mm512_loadu_si512(w);
+        odd = _mm512_loadu_si512(w + kPieceBytes);
+    }
+    ALPAGE_INLINE __m512 minimum(const char*, __m512 scale) { return _mm512_mul_ps(scale, _mm512_set1_ps(-128.0f)); }
+};
+
+struct InHalves {
+    static constexpr int kPairBytes = kPieceBytes, kBlockBytes = kBlock / 8 * kPairBytes + 2 * kPanel * 2;
+
+    ALPAGE_INLINE void load(const char* w, __m512i& even, __m512i& odd) {
+        const __m512i both = _mm512_loadu_si512(w), low_bits = _mm512_set1_epi8(15);
+        even = _mm512_and_si512(both, low_bits);
+        odd = _mm512_and_si512(_mm512_srli_epi16(both, 4), low_bits);
+    }
+    ALPAGE_INLINE __m512 minimum(const char* scales, __m512) { return widened_half(scales + kPanel * 2); }
+};
+
+template <class Numbers, int Rows>
+struct Blocks {
     static void tile(const Product& p, int64_t panel, int64_t first_row) {
-        const int64_t blocks = p.k / kBlock;
-        const char* w = static_cast<const char*>(p.panels) + panel * blocks * kBlockBytes;
+        constexpr int kPairs = kBlock / 8, kHalves = kGroup / kBlock;
+        const int64_t blocks = divided_up(p.k, kBlock);
+        const char* w = static_cast<const char*>(p.panels) + panel * blocks * Numbers::kBlockBytes;
         const Group* x = static_cast<const Group*>(p.x) + first_row * p.x_stride;
         __m512 totals[Rows][kVectors] = {};
-        for (int64_t block = 0; block < blocks; ++block, w += kBlockBytes) {
-            const int64_t group = block / (kGroup / kBlock), half = block % (kGroup / kBlock);
+        for (int64_t block = 0; block < blocks; ++block) {
+            const int64_t group = block / kHalves, half = block % kHalves;
             __m512i sums[Rows][kVectors] = {};
 #pragma GCC unroll 4
-            for (int pair = 0; pair < kPairs; ++pair) add_pair(sums, w + pair * kPieceBytes, x + group, half * kPairs + pair, p.x_stride);
-            ask_for(w + kPairs * kPieceBytes);
-            const char* scales = w + kPairs * kPieceBytes;
+            for (int pair = 0; pair < kPairs; ++pair, w += Numbers::kPairBytes)
+                add_pair(sums, w, x + group, half * kBlock + pair * 8, p.x_stride);
 #pragma GCC unroll 2
             for (int v = 0; v < kVectors; ++v) {
-                const __m512 scale = widened_half(scales + v * 32), minimum = widened_half(scales + kPanel * 2 + v * 32);
+                const __m512 scale = widened_half(w + v * 32), minimum = Numbers::minimum(w + v * 32, scale);
 #pragma GCC unroll 16
                 for (int r = 0; r < Rows; ++r) {
                     const Group& of_row = x[r * p.x_stride + group];
@@ -141,39 +164,37 @@ struct Int4 {
                     totals[r][v] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(of_row.totals[half]), totals[r][v]);
                 }
             }
+            w += Numbers::kBlockBytes - kPairs * Numbers::kPairBytes;
         }
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 2
-            for (int v = 0; v < kVectors; ++v)
-                store(p, first_row + r, panel * kPanel + v * 16, totals[r][v]);
+            for (int v = 0; v < kVectors; ++v) store(p, first_row + r, panel * kPanel + v * 16, totals[r][v]);
     }
 
-    ALPAGE_INLINE __m512 widened_half(const char* from) {
-        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-    }
-
-    ALPAGE_INLINE void add_pair(__m512i (&sums)[Rows][kVectors], const char* w, const Group* x, int64_t pair, int64_t stride) {
-        const __m512i low_bits = _mm512_set1_epi8(15);
-        ask_for(w);
+    ALPAGE_INLINE void add_pair(__m512i (&sums)[Rows][kVectors], const char* w, const Group* x, int64_t first,
+                                int64_t x_stride) {
+#pragma GCC unroll 2
+        for (int ahead = 0; ahead < Numbers::kPairBytes; ahead += kPieceBytes) ask_for(w + ahead);
         __m512i even[kVectors], odd[kVectors];
 #pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) {
-            const __m512i both = _mm512_loadu_si512(w + v * 64);
-            even[v] = _mm512_and_si512(both, low_bits);
-            odd[v] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low_bits);
-        }
+        for (int v = 0; v < kVectors; ++v) Numbers::load(w + v * 64, even[v], odd[v]);
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
-            const int8_t* eight = x[r * stride].numbers + pair * 8;
-            const __m512i first = repeated(eight), second = repeated(eight + 4);
+            const int8_t* eight = x[r * x_stride].numbers + first;
+            const __m512i one = repeated(eight), other = repeated(eight + 4);
 #pragma GCC unroll 2
-            for (int v = 0; v < kVectors; ++v) add_products(sums[r][v], even[v], first);
+            for (int v = 0; v < kVectors; ++v) add_products(sums[r][v], even[v], one);
 #pragma GCC unroll 2
-            for (int v = 0; v < kVectors; ++v) add_products(sums[r][v], odd[v], second);
+            for (int v = 0; v < kVectors; ++v) add_products(sums[r][v], odd[v], other);
         }
     }
 };
+
+template <int Rows>
+using Int8Blocks = Blocks<InBytes, Rows>;
+template <int Rows>
+using Int4 = Blocks<InHalves, Rows>;
 
 template <template <int> class Kind>
 void any_tile(const Product& p, int64_t panel, int64_t first_row, int num_rows) {
@@ -240,6 +261,7 @@ void quantize(const uint16_t* x, int64_t k, Group* out) {
 
 } // namespace
 
-const LinearKernels linear_kernels = {{any_tile<Bfloat16>, any_tile<Int8>, any_tile<Int4>}, quantize};
+const LinearKernels linear_kernels = {
+    {any_tile<Bfloat16>, any_tile<Int8>, any_tile<Int8Blocks>, any_tile<Int4>}, quantize};
 
 } // namespace alpage

@@ -13,8 +13,7 @@ from torch.nn.functional import pad
 
 from alpage.native.kernels import import_kernels
 
-
-Kind: TypeAlias = Literal["bfloat16", "int8", "int4"]
+Kind: TypeAlias = Literal["bfloat16", "int8", "int8_blocks", "int4"]
 
 _BLOCK: Final = 32
 
@@ -51,7 +50,8 @@ class PackedWeight:
         if self.kind == "bfloat16":
             return None
         module = _module()
-        return -(-self.num_in // module.group) * int(module.group_bytes)
+        num_bytes: int = -(-self.num_in // module.group) * module.group_bytes
+        return num_bytes
 
 
 def has_linear() -> bool:
@@ -80,32 +80,38 @@ def pack_int8(weight_NK: Tensor, scale_N: Tensor) -> PackedWeight:
     )
 
 
-def pack_int4(number_NK: Tensor, scale_NB: Tensor, minimum_NB: Tensor) -> PackedWeight:
-    """Return a matrix of 4 bits, packed: in each of B blocks of 32 along K, scale * q + minimum.
+def pack_int8_blocks(number_NK: Tensor, scale_NB: Tensor) -> PackedWeight:
+    """Return a matrix of 8 bits, packed: in each of B blocks of 32 along K, scale * number.
 
     Args:
-        number_NK: uint8, q in [0, 15].
+        number_NK: int8.
+        scale_NB: float16.
+    """
+    assert number_NK.dtype == torch.int8
+    assert scale_NB.dtype == torch.float16
+    num_out, num_in = number_NK.shape
+    # The kernels take weights as unsigned: 128 more than they are.
+    bytes_NK = pad((number_NK ^ -128).view(torch.uint8), (0, -num_in % _BLOCK))
+    panels = _block_panels(bytes_NK.reshape(num_out, -1, _BLOCK // 4, 4), (scale_NB,))
+    return PackedWeight(kind="int8_blocks", num_in=num_in, num_out=num_out, panels=panels)
+
+
+def pack_int4(number_NK: Tensor, scale_NB: Tensor, minimum_NB: Tensor) -> PackedWeight:
+    """Return a matrix of 4 bits, packed: in B blocks of 32 along K, scale * number + minimum.
+
+    Args:
+        number_NK: uint8, in [0, 15].
         scale_NB: float16.
         minimum_NB: float16.
     """
     assert number_NK.dtype == torch.uint8
     assert scale_NB.dtype == minimum_NB.dtype == torch.float16
     num_out, num_in = number_NK.shape
-    panel, num_blocks = _module().panel, num_in // _BLOCK
-    assert num_in == num_blocks * _BLOCK
-    lacking = -num_out % panel
-    number_NK, scale_NB, minimum_NB = (
-        pad(part, (0, 0, 0, lacking)) for part in (number_NK, scale_NB, minimum_NB)
-    )
-    # Panel, output, block, pair of pieces, piece of the pair, element.
-    even, odd = number_NK.view(-1, panel, num_blocks, _BLOCK // 8, 2, 4).unbind(-2)
-    parts = [(even | odd << 4).permute(0, 2, 3, 1, 4).flatten(2)]
-    for part in (scale_NB, minimum_NB):
-        by_block = part.view(-1, panel, num_blocks).transpose(1, 2)
-        parts.append(by_block.contiguous().view(torch.uint8))
-    return PackedWeight(
-        kind="int4", num_in=num_in, num_out=num_out, panels=torch.cat(parts, -1)
-    )
+    assert num_in % _BLOCK == 0
+    # Pair of pieces, piece of the pair, element.
+    even, odd = number_NK.reshape(num_out, -1, _BLOCK // 8, 2, 4).unbind(-2)
+    panels = _block_panels(even | odd << 4, (scale_NB, minimum_NB))
+    return PackedWeight(kind="int4", num_in=num_in, num_out=num_out, panels=panels)
 
 
 def linear(x: Tensor, weight: PackedWeight, bias_N: Tensor | None = None) -> Tensor:
@@ -162,6 +168,21 @@ def _panels(weight_NK: Tensor) -> Tensor:
         torch.get_num_threads(),
     )
     return panels
+
+
+def _block_panels(byte_NBP4: Tensor, of_block_NB: tuple[Tensor, ...]) -> Tensor:
+    """Return panels of blocks, each of P pieces of all its outputs, then what is of the block."""
+    panel = _module().panel
+    lacking = -len(byte_NBP4) % panel
+    by_output = pad(byte_NBP4, (0, 0, 0, 0, 0, 0, 0, lacking))
+    by_panel = by_output.view(-1, panel, *byte_NBP4.shape[1:])
+    parts = [by_panel.permute(0, 2, 3, 1, 4).flatten(2)]
+    for part_NB in of_block_NB:
+        by_block = (
+            pad(part_NB, (0, 0, 0, lacking)).reshape(-1, panel, part_NB.shape[1]).transpose(1, 2)
+        )
+        parts.append(by_block.contiguous().view(torch.uint8))
+    return torch.cat(parts, -1)
 
 
 def _module() -> ModuleType:

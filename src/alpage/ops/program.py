@@ -142,7 +142,7 @@ def _emit(operation: Operation, program: native.NativeProgram) -> None:
         case "quantize":
             add.quantize(*reads, *writes, operation.reads[0].width)
         case "multiply":
-            program.add_product(*reads, *writes, constants["weight"], constants["bias_N"])
+            program.add_product(reads[0], writes[0], constants["weight"], constants["bias_N"])
         case "store_kv":
             add.store_kv(*reads, constants["layer"], sizes)
         case "attend":
