@@ -20,9 +20,9 @@ def made(num_rows, num_in, num_out):
 
 
 def rounded(x):
-    """Rows as the kernels take them: in 8 bits, each 64 numbers in steps of their own."""
+    """Rows as the kernels take them: in 8 bits, each 96 numbers in steps of their own."""
     num_in = x.shape[1]
-    groups = torch.nn.functional.pad(x.double(), (0, -num_in % 64)).unflatten(1, (-1, 64))
+    groups = torch.nn.functional.pad(x.double(), (0, -num_in % 96)).unflatten(1, (-1, 96))
     top = groups.abs().amax(-1, keepdim=True)
     # In float32, as there: what lies halfway between two steps goes to the same one.
     factor = torch.where(top > 0, torch.tensor(127.0) / top.float(), 0)
@@ -93,9 +93,9 @@ def test_int4_is_exact_but_for_rounding(num_rows, num_in, num_out):
 
 
 def test_steps_are_as_fine_as_the_numbers_around():
-    x, weight = made(1, 128, 32)
-    x[:, 64:] *= 1000
-    weight[:, 64:] = 0
+    x, weight = made(1, 192, 32)
+    x[:, 96:] *= 1000
+    weight[:, 96:] = 0
     y = native.linear(x, native.pack_int8(*int8_rows(weight)))
     expected = x.double() @ weight.double().T
     assert (y - expected).norm() < 0.02 * expected.norm()

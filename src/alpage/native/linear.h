@@ -25,7 +25,7 @@ class Team;
 
 constexpr int kPanel = 32;   // outputs
 constexpr int kRowTile = 12; // rows of x at a time: 24 of 32 registers add up
-constexpr int kGroup = 64;   // numbers of x that share a scale
+constexpr int kGroup = 96;   // numbers of x that share a scale
 constexpr int kBlock = 32;   // weights of an output that share a scale, if they have such
 
 constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

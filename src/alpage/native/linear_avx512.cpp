@@ -209,53 +209,58 @@ ALPAGE_INLINE __m512 widened(__m256i x) {
     return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16);
 }
 
-// The greatest magnitude. A NaN is greater than any number, so it is not lost.
-ALPAGE_INLINE float greatest(__m512i one, __m512i other) {
-    const __m512i magnitude = _mm512_set1_epi16(0x7fff);
-    const __m512i of_32 = _mm512_max_epu16(_mm512_and_si512(one, magnitude), _mm512_and_si512(other, magnitude));
+// The greatest magnitude, as the bits of a bfloat16: those of a NaN are greater than any number's, so it is not lost.
+ALPAGE_INLINE uint32_t greatest(const __m512i* x, int count) {
+    __m512i of_32 = _mm512_setzero_si512();
+    for (int i = 0; i < count; ++i) of_32 = _mm512_max_epu16(of_32, _mm512_and_si512(x[i], _mm512_set1_epi16(0x7fff)));
     const __m256i of_16 = _mm256_max_epu16(_mm512_castsi512_si256(of_32), _mm512_extracti64x4_epi64(of_32, 1));
     const __m128i of_8 = _mm_max_epu16(_mm256_castsi256_si128(of_16), _mm256_extracti128_si256(of_16, 1));
-    const __m128i least = _mm_minpos_epu16(_mm_xor_si128(of_8, _mm_set1_epi16(-1)));
-    const uint32_t bits = uint32_t(0xffff & ~_mm_cvtsi128_si32(least)) << 16;
-    return __builtin_bit_cast(float, bits);
+    return 0xffff & ~_mm_cvtsi128_si32(_mm_minpos_epu16(_mm_xor_si128(of_8, _mm_set1_epi16(-1))));
 }
 
-// 64 whole numbers in 8 bits, in their order.
-ALPAGE_INLINE __m512i narrowed(const __m512i (&whole)[4]) {
-    const __m512i by_lane = _mm512_packs_epi16(_mm512_packs_epi32(whole[0], whole[1]),
-                                               _mm512_packs_epi32(whole[2], whole[3]));
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_permutexvar_epi32(order, by_lane);
+ALPAGE_INLINE __m512i rounded(__m256i x, __m512 factor) {
+    return _mm512_cvtps_epi32(_mm512_mul_ps(widened(x), factor));
 }
 
-// The sum of 32 numbers, then that of the others.
-ALPAGE_INLINE __m128i block_sums(__m512i numbers) {
-    __m512i fours = _mm512_setzero_si512();
-    add_products(fours, _mm512_set1_epi8(1), numbers);
-    const __m256i pairs = _mm256_hadd_epi32(_mm512_castsi512_si256(fours), _mm512_extracti64x4_epi64(fours, 1));
-    const __m128i halves = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-    return _mm_hadd_epi32(halves, halves);
+// 32 numbers in 8 bits, in their order.
+ALPAGE_INLINE __m256i narrowed(__m512i x, __m512 factor) {
+    const __m512i halves = _mm512_packs_epi32(rounded(_mm512_castsi512_si256(x), factor),
+                                              rounded(_mm512_extracti64x4_epi64(x, 1), factor));
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    return _mm512_cvtepi16_epi8(_mm512_permutexvar_epi64(order, halves));
+}
+
+ALPAGE_INLINE int32_t sum(__m256i numbers) {
+    __m256i fours = _mm256_setzero_si256();
+    asm("vpdpbusd %2, %1, %0" : "+v"(fours) : "v"(_mm256_set1_epi8(1)), "v"(numbers));
+    const __m128i pairs = _mm_add_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+    const __m128i one = _mm_hadd_epi32(pairs, pairs);
+    return _mm_cvtsi128_si32(one) + _mm_extract_epi32(one, 1);
 }
 
 void quantize(const uint16_t* x, int64_t k, Group* out) {
+    constexpr int kParts = kGroup / kBlock;
     for (int64_t left = k; left > 0; left -= kGroup, x += kGroup, ++out) {
-        const __mmask64 mask = left >= kGroup ? ~0ull : (1ull << left) - 1;
-        const __m512i half[2] = {_mm512_maskz_loadu_epi16(__mmask32(mask), x),
-                                 _mm512_maskz_loadu_epi16(__mmask32(mask >> 32), x + 32)};
-        const float top = greatest(half[0], half[1]);
-        const __m512 factor = _mm512_set1_ps(top > 0 ? 127.0f / top : 0.0f);
-        __m512i whole[4];
+        __m512i parts[kParts];
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-            const __m256i part = i % 2 ? _mm512_extracti64x4_epi64(half[i / 2], 1) : _mm512_castsi512_si256(half[i / 2]);
-            whole[i] = _mm512_cvtps_epi32(_mm512_mul_ps(widened(part), factor));
+        for (int i = 0; i < kParts; ++i) {
+            const int64_t here = left - i * kBlock;
+            const __mmask32 mask = here >= kBlock ? ~0u : here <= 0 ? 0u : (1u << here) - 1;
+            parts[i] = _mm512_maskz_loadu_epi16(mask, x + i * kBlock);
         }
-        const __m512i numbers = narrowed(whole);
-        const __m128i sums = block_sums(numbers);
+        const float top = __builtin_bit_cast(float, greatest(parts, kParts) << 16);
+        const __m512 factor = _mm512_set1_ps(top > 0 ? 127.0f / top : 0.0f);
         out->scale = top * (1.0f / 127.0f);
-        _mm512_storeu_si512(out->numbers, numbers);
-        _mm_storel_pi(reinterpret_cast<__m64*>(out->totals), _mm_mul_ps(_mm_cvtepi32_ps(sums), _mm_set1_ps(out->scale)));
-        out->start = -128 * (_mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 1));
+        int32_t total = 0;
+#pragma GCC unroll 4
+        for (int i = 0; i < kParts; ++i) {
+            const __m256i numbers = narrowed(parts[i], factor);
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(out->numbers + i * kBlock), numbers);
+            const int32_t of_block = sum(numbers);
+            out->totals[i] = float(of_block) * out->scale;
+            total += of_block;
+        }
+        out->start = -128 * total;
     }
 }
 

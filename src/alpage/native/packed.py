@@ -117,7 +117,7 @@ def pack_int4(number_NK: Tensor, scale_NB: Tensor, minimum_NB: Tensor) -> Packed
 def linear(x: Tensor, weight: PackedWeight, bias_N: Tensor | None = None) -> Tensor:
     """Return x times a packed weight, plus a bias.
 
-    Where the weight is not of bfloat16, a row of x is rounded to 8 bits, with a scale for each 64
+    Where the weight is not of bfloat16, a row of x is rounded to 8 bits, with a scale for each 96
     of its numbers (dynamic quantization); sums within such a group are exact, and all others are of
     float32.
 
