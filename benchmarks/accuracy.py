@@ -1,4 +1,4 @@
-"""Accuracy: what 8 bits cost: perplexity and choices against bfloat16, on this project's own texts.
+"""Accuracy: what 8 and 4 bits cost: perplexity and choices against bfloat16, on our own texts.
 
     python -m benchmarks.accuracy smollm2-135m
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alpage import LLM, SamplingParams
+from alpage.errors import Unsupported
 from benchmarks.results_file import save, to_markdown
 
 _ROOT = Path(__file__).parents[1]
@@ -73,8 +74,12 @@ def main() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
     prompts = (_ROOT / "benchmarks/prompts.txt").read_text(encoding="utf-8").splitlines()
     found: dict[str, Accuracy] = {}
-    for name, quantization in (("bfloat16", None), ("int8", "int8")):
-        llm = LLM(model, dtype="bfloat16", quantization=quantization, kv_memory="512MiB")
+    for name, quantization in (("bfloat16", None), ("int8", "int8"), ("int4", "int4")):
+        try:
+            llm = LLM(model, dtype="bfloat16", quantization=quantization, kv_memory="512MiB")
+        except Unsupported as error:
+            print(error)
+            continue
         tokens = llm.tokenizer.encode(text, add_special_tokens=False)
         starts = range(0, len(tokens) - _WINDOW_TOKENS, _WINDOW_TOKENS)
         windows = [tokens[start : start + _WINDOW_TOKENS] for start in starts]

@@ -285,3 +285,17 @@ def test_weights_in_8_bits_count_one_byte_but_for_the_vocabulary():
     expected = (shape.num_parameters - num_vocab + 2 * num_vocab) / shape.num_parameters
     assert profile.weight_element_bytes == pytest.approx(expected)
     assert dataclasses.replace(profile, quantization=None).weight_element_bytes == 2
+
+
+def test_vocabulary_in_8_bits_counts_its_scales():
+    profile = Profile(
+        shape=SHAPE,
+        dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+        quantization="int4",
+        is_vocab_int8=True,
+    )
+    assert SHAPE.is_tied
+    num_vocab = 10 * 2
+    num_bytes = 0.625 * (SHAPE.num_parameters - num_vocab) + 1.0625 * num_vocab
+    assert profile.weight_element_bytes == pytest.approx(num_bytes / SHAPE.num_parameters)

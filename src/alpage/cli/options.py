@@ -27,7 +27,10 @@ KvMemoryOption: TypeAlias = Annotated[
 ]
 QuantizationOption: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="int8 keeps matrices in 8 bits.", show_default="as dtype says"),
+    typer.Option(
+        help="int8 keeps matrices in 8 bits, int4 those of a GGUF file in 4.",
+        show_default="as dtype says",
+    ),
 ]
 DeterministicOption: TypeAlias = Annotated[
     bool,

@@ -12,6 +12,7 @@ from alpage.models.layers import Layer
 from alpage.models.model import Model
 from alpage.models.quantize import Quantization
 from alpage.models.weights import fill, match
+from alpage.ops.linear import is_packable
 from alpage.partition import REPLICATED, Sharder, Stage
 
 # Hugging Face's name of an architecture -> our file, which has `build` and `WEIGHTS`.
@@ -70,24 +71,39 @@ def load(
         device: that computes.
         sharder: how it runs on this rank.
         stage: the blocks that this rank has; None: all.
-        quantization: of matrices; None: they are of `dtype`.
+        quantization: of matrices; None: they are of `dtype`. "int4" leaves those that are stored
+            in 4 bits as they are.
         twin: the same stage under a sharder that stores matrices alike: its matrices are taken,
             and only what depends on the layout in use is loaded anew.
 
     Raises:
-        Unsupported: no file here computes this architecture.
+        Unsupported: no file here computes this architecture, or nothing the quantization.
         BadCheckpoint: config and tensors do not fit each other.
         InvalidValue: a weight cannot be cut into equal parts.
         OutOfMemory: the device cannot hold the weights.
     """
+    if quantization == "int4":
+        _check_int4(dtype, device, sharder)
     whole, table = build(checkpoint.config)
     sources = match(whole, table, checkpoint.tensors)
     model, _ = build(checkpoint.config, sharder, stage)
     fill(model, sources, sharder, dtype=dtype, device=device, quantization=quantization, twin=twin)
     model = model.to(device).eval()
+    model.quantization = quantization
     if sharder is REPLICATED:
         for layer in model.modules():
             # An embedding that is no head is only looked up in.
             if isinstance(layer, Layer) and (layer is not model.embedding or layer is model.head):
-                layer.pack()
+                layer.pack(quantization)
     return model
+
+
+def _check_int4(dtype: torch.dtype, device: torch.device, sharder: Sharder) -> None:
+    if sharder is not REPLICATED or not is_packable(torch.empty(0, dtype=dtype, device=device)):
+        raise Unsupported(
+            field="quantization",
+            value="int4",
+            limit="is multiplied by the native kernels alone: in bfloat16, on a CPU with AVX-512, "
+            "bf16 and VNNI, on one device",
+            remedy='Use quantization="int8"',
+        )

@@ -19,6 +19,7 @@ from alpage.models.gguf_file import read_gguf
 from alpage.models.gguf_model import GgufModel
 from alpage.models.gguf_tokenizer import build_tokenizer
 from alpage.models.huggingface_directory import read_config, read_eos_ids, read_tensors
+from alpage.models.quantize import Int4Matrix
 from alpage.models.tokenizer import Tokenizer
 from alpage.models.tokenizer_files import read_tokenizer
 
@@ -44,6 +45,9 @@ class StoredTensor(Protocol):
         Raises:
             Unsupported: its dtype is not one that can be computed with.
         """
+
+    def int4(self) -> Int4Matrix | None:
+        """Read it as it is stored, if that is a matrix in blocks of 4 bits; None: it is not."""
 
 
 @final

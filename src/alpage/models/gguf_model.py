@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Final, final
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from alpage.errors import BadCheckpoint, Unsupported
 from alpage.models.gguf_file import GgufFile
 from alpage.models.gguf_tensor import GgufTensor
+from alpage.models.quantize import Int4Matrix
 
 _MAX_SIZE = 2**31
 _MIN_NUMBER, _MAX_NUMBER = 1e-30, 1e30
@@ -94,9 +96,16 @@ class SplitRotaryTensor:
 
     def load(self) -> Tensor:
         """Return the tensor, as `GgufTensor.load`, with its rows reordered."""
-        stored = self.stored.load()
-        pairs = stored.reshape(self.num_heads, -1, 2, *self.shape[1:])
-        return pairs.transpose(1, 2).reshape(self.shape)
+        return self.stored.load()[self._order()]
+
+    def int4(self) -> Int4Matrix | None:
+        """Return the matrix, as `GgufTensor.int4`, with its rows reordered."""
+        stored = self.stored.int4()
+        return None if stored is None else stored.rows(self._order())
+
+    def _order(self) -> Tensor:
+        pairs = torch.arange(self.shape[0]).view(self.num_heads, -1, 2)
+        return pairs.transpose(1, 2).flatten()
 
 
 @final

@@ -11,12 +11,14 @@ from gguf.quants import dequantize
 from torch import Tensor
 
 from alpage.errors import Unsupported
+from alpage.models.quantize import Int4Matrix
 
 _FLOATS: Final[Mapping[GGMLQuantizationType, torch.dtype]] = {
     GGMLQuantizationType.F32: torch.float32,
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
+_INT4_KINDS: Final = (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1)
 _CHUNK_ELEMENTS: Final = 2**16  # 256 KiB of floats: temporaries that fit the cache
 _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -60,6 +62,23 @@ class GgufTensor:
                 limit="is a type that cannot be dequantised",
                 remedy="Use a file of a common quantisation, such as Q4_K_M or Q8_0",
             ) from error
+
+    def int4(self) -> Int4Matrix | None:
+        """Return a matrix of Q4_0 or Q4_1 as it is; None: it is of another type."""
+        if self.kind not in _INT4_KINDS or len(self.shape) != 2:
+            return None
+        block_size, block_bytes = GGML_QUANT_SIZES[self.kind]
+        num_rows, num_blocks = self.shape[0], self.shape[1] // block_size
+        # float16 in front, then 16 bytes: the first half of the block in the low bits.
+        block_RBb = torch.from_numpy(self.raw).view(num_rows, num_blocks, block_bytes)
+        nibbles = block_RBb[..., -block_size // 2 :]
+        scales = block_RBb[..., : -block_size // 2].contiguous().view(torch.float16)
+        return Int4Matrix(
+            number_FD=torch.cat((nibbles & 15, nibbles >> 4), -1).flatten(1),
+            scale_FB=scales[..., 0],
+            # Q4_0 has numbers from -8 to 7.
+            minimum_FB=scales[..., 1] if scales.shape[-1] == 2 else -8 * scales[..., 0],
+        )
 
 
 def _dequantise(raw: _Bytes, kind: GGMLQuantizationType) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -50,6 +50,9 @@ class SafetensorsTensor:
             raise _bad(self.file, self.name, f"cannot be read: {error}") from error
         return tensor
 
+    def int4(self) -> None:
+        """Return None: it is of floats."""
+
 
 def read_config(directory: Path) -> dict[str, Any]:
     """Return a model's config.json.

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alpage.models.quantize import scaled_product
-from alpage.ops.linear import PackedWeight, linear, packed
+from alpage.models.quantize import Int4Matrix, Quantization, int8_blocks, scaled_product
+from alpage.ops.linear import PackedWeight, is_packable, linear, packed, packed_blocks, packed_int4
 from alpage.ops.rows import rms_norm
 from alpage.partition import REPLICATED, Parts, Sharder
 from alpage.workload import ModelShape
@@ -46,8 +46,17 @@ class Layer(nn.Module):
         """Whether whole numbers do: in matrices whose every output is a sum over many inputs."""
         return False
 
-    def pack(self) -> None:
-        """Prepare for many products, where kernels of ours make them, with whole weights only."""
+    def take(self, matrix: Int4Matrix) -> None:
+        """Multiply with a matrix in 4 bits instead of the weight, by kernels of ours."""
+        self.packed = packed_int4(matrix.number_FD, matrix.scale_FB, matrix.minimum_FB)
+        self.weight = _nothing(self.weight.dtype)
+
+    def pack(self, quantization: Quantization | None) -> None:
+        """Prepare for many products, where kernels of ours make them, with whole weights only.
+
+        Args:
+            quantization: of the model; None: its matrices are of floats.
+        """
 
 
 @final
@@ -91,11 +100,12 @@ class Linear(Layer):
         """All but a router: its few outputs choose."""
         return self.rows[0][0] != "-"
 
-    def pack(self) -> None:
+    def pack(self, quantization: Quantization | None) -> None:  # noqa: ARG002
         """See `Layer`. The matrix itself is gone then."""
-        self.packed = packed(self.weight, self.scale)
+        if self.packed is None:
+            self.packed = packed(self.weight, self.scale)
         if self.packed is not None:
-            self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
+            self.weight = _nothing(self.weight.dtype)
             if self.bias is not None:
                 self.bias = nn.Parameter(self.bias.float(), requires_grad=False)
 
@@ -119,9 +129,9 @@ class Embedding(Layer):
         """Return logits_...V, where the vocabulary projection is this embedding."""
         return _logits(x, self, self._sharder)
 
-    def pack(self) -> None:
+    def pack(self, quantization: Quantization | None) -> None:
         """See `Layer`. Rows are looked up in the matrix itself, so it stays."""
-        self.packed = packed(self.weight)
+        self.packed = _packed_head(self.weight, quantization)
 
 
 @final
@@ -139,11 +149,11 @@ class Head(Layer):
         """Project."""
         return _logits(x, self, self._sharder)
 
-    def pack(self) -> None:
+    def pack(self, quantization: Quantization | None) -> None:
         """See `Layer`. The matrix itself is gone then."""
-        self.packed = packed(self.weight)
+        self.packed = _packed_head(self.weight, quantization)
         if self.packed is not None:
-            self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
+            self.weight = _nothing(self.weight.dtype)
 
 
 @final
@@ -197,6 +207,20 @@ class RMSNorm(Layer):
         if self._sharder is REPLICATED:
             return rms_norm(x, self.weight, self.eps)
         return self._sharder.rms_norm(x, self.weight, self.eps)
+
+
+def _nothing(dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
+
+
+def _packed_head(weight_VD: Tensor, quantization: Quantization | None) -> PackedWeight | None:
+    """Return a vocabulary projection: in 8 bits, or fewer, where matrices are.
+
+    Rounding it costs more than rounding a matrix of a block, so it has finer scales.
+    """
+    if quantization is None or not is_packable(weight_VD):
+        return packed(weight_VD)
+    return packed_blocks(*int8_blocks(weight_VD))
 
 
 def _logits(x: Tensor, layer: Layer, sharder: Sharder) -> Tensor:

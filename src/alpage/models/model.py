@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from alpage.models.layers import Layer
+from alpage.models.quantize import Quantization
 from alpage.ops.attention import PagedKV
 from alpage.ops.program import Program, compiled
 from alpage.partition import REPLICATED, Sharder
@@ -23,10 +25,12 @@ class Model(nn.Module, ABC):
     Attributes:
         sharder: how it runs on this rank.
         blocks: of this stage, by their numbers in the model.
+        quantization: of its matrices; None: they are of floats.
     """
 
     sharder: Sharder
     blocks: nn.ModuleDict
+    quantization: Quantization | None = None
 
     @property
     @abstractmethod
@@ -71,6 +75,13 @@ class Model(nn.Module, ABC):
         for layer, block in enumerate(self.blocks.values()):
             x_TD = block(x_TD, turn_TK, None if kv is None else kv[layer])
         return x_TD
+
+    @property
+    def is_vocab_int8(self) -> bool:
+        """Whether kernels of ours project to the vocabulary in 8 bits."""
+        head = self.head
+        packed = head.packed if isinstance(head, Layer) else None
+        return packed is not None and packed.kind == "int8_blocks"
 
     def program(self) -> Program | None:
         """Return `through_blocks` as one call for pages on a CPU; None where there is no such."""

@@ -11,10 +11,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from alpage.errors import BadCheckpoint
+from alpage.errors import BadCheckpoint, Unsupported
 from alpage.models.checkpoint import StoredTensor
 from alpage.models.layers import Layer
-from alpage.models.quantize import Quantization, int8_rows
+from alpage.models.quantize import Int4Matrix, Quantization, int8_rows
 from alpage.partition import Sharder
 
 
@@ -64,6 +64,18 @@ class Source:
             lying.narrow(dim, start, part.shape[dim]).copy_(part)
             start += part.shape[dim]
         return nn.Parameter(parameter, requires_grad=False)
+
+    def int4(self) -> Int4Matrix | None:
+        """Return the parameter as it is stored, if all of it is in 4 bits; None: it is not."""
+        if isinstance(self.row, (Columns, Transposed, PerExpert)):
+            return None
+        parts: list[Int4Matrix] = []
+        for tensor in self.stored.values():
+            part = tensor.int4()
+            if part is None:
+                return None
+            parts.append(part)
+        return Int4Matrix.stacked(parts)
 
 
 def match(
@@ -137,19 +149,28 @@ def fill(
         dtype: of the parameters.
         device: of the parameters.
         quantization: of matrices; each is quantized while it is whole, so that no cut changes it.
+            "int4" takes what is stored in 4 bits as it is, and other matrices as "int8".
         twin: where matrices are taken from, instead of another copy.
 
     Raises:
         InvalidValue: a weight cannot be cut into equal parts.
+        Unsupported: "int4", and no matrix is stored so.
     """
+    num_int4 = 0
     for path, layer in model.named_modules():
         if not isinstance(layer, Layer):
             continue
         taken = None if twin is None or _lies_as_activations(layer) else twin.get_submodule(path)
         is_quantized = quantization is not None and layer.is_quantizable
-        if taken is None or is_quantized:
+        matrix = None
+        if is_quantized and quantization == "int4":
+            matrix = sources[f"{path}.weight"].int4()
+        if matrix is not None:
+            layer.take(matrix)
+            num_int4 += 1
+        elif taken is None or is_quantized:
             layer.weight = sources[f"{path}.weight"].load(dtype, device)
-        if is_quantized:
+        if is_quantized and matrix is None:
             layer.weight, layer.scale = (
                 nn.Parameter(part, requires_grad=False) for part in int8_rows(layer.weight)
             )
@@ -160,6 +181,13 @@ def fill(
             assert isinstance(taken, Layer)
             assert taken.weight.shape == layer.weight.shape, f"{path} is not cut alike"
             layer.weight = taken.weight
+    if quantization == "int4" and num_int4 == 0:
+        raise Unsupported(
+            field="quantization",
+            value=quantization,
+            limit="takes matrices that are stored in 4 bits, and this checkpoint has none",
+            remedy='Use a GGUF file of Q4_0 or Q4_1, or quantization="int8"',
+        )
     assert not any(parameter.is_meta for parameter in model.parameters()), "all are in layers"
 
 

@@ -5,7 +5,15 @@ May import: torch. Nothing is loaded before the first call.
 """
 
 from alpage.native.kernels import Kernels, Step, load, unavailable_reason
-from alpage.native.packed import PackedWeight, has_linear, linear, pack, pack_int8
+from alpage.native.packed import (
+    PackedWeight,
+    has_linear,
+    linear,
+    pack,
+    pack_int4,
+    pack_int8,
+    pack_int8_blocks,
+)
 from alpage.native.program import NativeProgram
 from alpage.native.rows import draw, log_sum_exp, rms_norm, rotate, silu_mul
 
@@ -20,7 +28,9 @@ __all__ = [
     "load",
     "log_sum_exp",
     "pack",
+    "pack_int4",
     "pack_int8",
+    "pack_int8_blocks",
     "rms_norm",
     "rotate",
     "silu_mul",

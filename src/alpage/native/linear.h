@@ -1,8 +1,17 @@
 // linear: products of activations with weights that were packed once, y[M, N] = x[M, K] · w[N, K]ᵀ.
 //
-// A panel holds kPanel outputs. Along K it is cut into groups of as many elements as one lane multiplies at a time
-// (2 of bfloat16, 4 of int8): [panel][group][output][element], so that one vector holds a group of 16 outputs and a
-// group of one row of x is multiplied with all of them. What K or N lacks is zero.
+// A panel holds kPanel outputs. Along K it is cut into pieces of as many elements as one lane multiplies at a time (2 of
+// bfloat16, 4 of int8): [panel][piece][output][element], so that one vector holds a piece of 16 outputs and a piece of
+// one row of x is multiplied with all of them. What K or N lacks is zero.
+//
+// int8 weights are stored as 128 more than they are, since `vpdpbusd` takes one side as unsigned.
+//
+// int8 has a scale for each output; int8_blocks one of float16 for each block of kBlock along K, behind the block's
+// pieces: [panel][block]{pieces, scale: [output]}. K is rounded up to a block.
+//
+// int4 weights are scale * number + minimum, both of float16, with numbers in [0, 15]:
+// [panel][block]{[pair of pieces][output][element], scale: [output], minimum: [output]}. A byte has an element of the
+// even piece in its low bits and of the odd one in its high bits.
 //
 // Every output adds up its products in the order of K, whatever M is and whichever thread computes it: neither the
 // batch nor the number of threads can change a bit.
@@ -14,33 +23,41 @@ namespace alpage {
 
 class Team;
 
-constexpr int kPanel = 32;    // outputs
-constexpr int kRowTile = 12;  // rows of x at a time: 24 of 32 registers add up
+constexpr int kPanel = 32;   // outputs
+constexpr int kRowTile = 12; // rows of x at a time: 24 of 32 registers add up
+constexpr int kGroup = 96;   // numbers of x that share a scale
+constexpr int kBlock = 32;   // weights of an output that share a scale, if they have such
 
-constexpr int64_t num_panels(int64_t n) { return (n + kPanel - 1) / kPanel; }
-constexpr int64_t num_groups(int64_t k, int elements) { return (k + elements - 1) / elements; }
+constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Part of a row of x in 8 bits, with what its products are made of besides. What K lacks is zero.
+struct Group {
+    int8_t numbers[kGroup];
+    float scale;
+    int32_t start;                 // of a sum with int8: takes back the 128 that each weight is too large
+    float totals[kGroup / kBlock]; // of the numbers of each block, scaled
+};
+
+enum class Weights { bfloat16, int8, int8_blocks, int4 };
 
 struct Product {
-    const void* x;       // bfloat16, or uint8 that stands for 128 less
+    Weights weights;
+    const void* x;       // bfloat16, or groups
     const void* panels;  // packed
+    const float* scale;  // of each output, if of int8
     const float* bias;   // of each output, or null
     void* y;             // bfloat16
-    int64_t x_stride, y_stride;  // from row to row, in elements
+    int64_t x_stride, y_stride; // from row to row, in elements or groups
     int64_t m, n, k;
-    // Of int8: of each row of x, of each output, and 128 times the sum of each output's weights.
-    const float* x_scale;
-    int64_t x_scale_stride;
-    const float* w_scale;
-    const int32_t* correction;
 };
 
 // Rows [first_row, first_row + num_rows) of x, at most kRowTile, with one panel.
 using ProductKernel = void (*)(const Product&, int64_t panel, int64_t first_row, int num_rows);
-// A row of x as uint8, K rounded up to a group; returns its scale.
-using QuantizeKernel = float (*)(const uint16_t* x, int64_t k, uint8_t* out);
+// A row of bfloat16 as groups.
+using QuantizeKernel = void (*)(const uint16_t* x, int64_t k, Group* out);
 
 struct LinearKernels {
-    ProductKernel bfloat16, int8;
+    ProductKernel multiply[4]; // by Weights
     QuantizeKernel quantize;
 };
 
@@ -48,21 +65,17 @@ struct LinearKernels {
 extern const LinearKernels linear_kernels;
 #endif
 
-void pack_bfloat16(const uint16_t* w_NK, int64_t row_stride, int64_t n, int64_t k, uint16_t* panels, int num_threads);
-void pack_int8(const int8_t* w_NK, int64_t row_stride, int64_t n, int64_t k, int8_t* panels, int32_t* correction,
-               int num_threads);
+// Rows of bfloat16 or of int8, by their bytes.
+void pack(const char* w, int64_t stride_bytes, int64_t n, int64_t row_bytes, char* panels, int num_threads);
 
-// Every thread of a team calls these. Rows of int8 have been quantized.
-void multiply_bfloat16(Team&, const Product&);
-void multiply_int8(Team&, const Product&);
+// Every thread of a team calls it.
+void multiply(Team&, const Product&);
 
-// Rows [first, end) of x in bfloat16 as uint8, each K rounded up to 4 wide, and their scales.
+// Rows [first, end) of x in bfloat16 as groups.
 struct Quantization {
     const void* x_MK;
-    uint8_t* y_MK;
-    float* scale_M;
+    Group* y;
     int64_t x_stride, y_stride, k;
-    int64_t scale_stride;
 };
 void quantize(const Quantization&, int64_t first, int64_t end);
 

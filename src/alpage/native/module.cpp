@@ -169,28 +169,31 @@ bool has_linear() {
 #endif
 }
 
-void py_pack_bfloat16(uintptr_t w_NK, int64_t row_stride, int64_t n, int64_t k, uintptr_t panels, int num_threads) {
-    pack_bfloat16(at<uint16_t>(w_NK), row_stride, n, k, at<uint16_t>(panels), num_threads);
+void py_pack(uintptr_t w, int64_t stride_bytes, int64_t n, int64_t row_bytes, uintptr_t panels, int num_threads) {
+    pack(at<char>(w), stride_bytes, n, row_bytes, at<char>(panels), num_threads);
 }
 
-void py_pack_int8(uintptr_t w_NK, int64_t row_stride, int64_t n, int64_t k, uintptr_t panels, uintptr_t correction,
-                  int num_threads) {
-    pack_int8(at<int8_t>(w_NK), row_stride, n, k, at<int8_t>(panels), at<int32_t>(correction), num_threads);
+Weights weights_of(const std::string& name) {
+    if (name == "bfloat16") return Weights::bfloat16;
+    if (name == "int8") return Weights::int8;
+    if (name == "int8_blocks") return Weights::int8_blocks;
+    if (name == "int4") return Weights::int4;
+    throw std::invalid_argument("weights=" + name + " is not bfloat16, int8, int8_blocks or int4");
 }
 
-void py_multiply(uintptr_t x, int64_t x_stride, uintptr_t panels, uintptr_t bias, uintptr_t y, int64_t y_stride,
-                 int64_t m, int64_t n, int64_t k, uintptr_t w_scale, uintptr_t correction,
-                 uintptr_t quantized, uintptr_t x_scale, int num_threads) {
+void py_multiply(const std::string& weights, uintptr_t x, int64_t x_stride, uintptr_t panels, uintptr_t scale,
+                 uintptr_t bias, uintptr_t y, int64_t y_stride, int64_t m, int64_t n, int64_t k, uintptr_t groups,
+                 int num_threads) {
     require(has_linear(), "this processor has no products of packed weights");
-    Product product{at<>(x), at<>(panels), at<float>(bias), at<>(y), x_stride, y_stride, m, n, k,
-                    at<float>(x_scale), 1, at<float>(w_scale), at<int32_t>(correction)};
-    if (!w_scale) return with_team(num_threads, 1, [&](Team& team) { multiply_bfloat16(team, product); });
-    const int64_t width = num_groups(k, 4) * 4;
-    for_each_row(m, k, num_threads, Quantization{at<>(x), at<uint8_t>(quantized), at<float>(x_scale), x_stride, width, k, 1},
-                 quantize);
-    product.x = at<>(quantized);
-    product.x_stride = width;
-    with_team(num_threads, 1, [&](Team& team) { multiply_int8(team, product); });
+    Product product{weights_of(weights), at<>(x), at<>(panels), at<float>(scale), at<float>(bias), at<>(y), x_stride,
+                    y_stride, m, n, k};
+    if (product.weights != Weights::bfloat16) {
+        product.x = at<>(groups);
+        product.x_stride = divided_up(k, kGroup);
+        for_each_row(m, k, num_threads, Quantization{at<>(x), at<Group>(groups), x_stride, product.x_stride, k},
+                     quantize);
+    }
+    with_team(num_threads, 1, [&](Team& team) { multiply(team, product); });
 }
 
 using PlaceArgument = std::pair<int, int64_t>; // buffer and bytes into each row
@@ -218,18 +221,17 @@ void add_program(nb::module_& m) {
                        int64_t d) { self.add(to_place(one), to_place(other), to_place(y), d); })
         .def("rotate", [](Program& self, PlaceArgument x, PlaceArgument turn, PlaceArgument y,
                           HeadsArgument heads) { self.rotate(to_place(x), to_place(turn), to_place(y), to_heads(heads)); })
-        .def("quantize", [](Program& self, PlaceArgument x, PlaceArgument y, PlaceArgument scale,
-                            int64_t k) { self.quantize(to_place(x), to_place(y), to_place(scale), k); })
+        .def("quantize", [](Program& self, PlaceArgument x, PlaceArgument y,
+                            int64_t k) { self.quantize(to_place(x), to_place(y), k); })
         .def(
             "multiply",
-            [](Program& self, PlaceArgument x, PlaceArgument y, uintptr_t panels, uintptr_t bias, int64_t n, int64_t k,
-               uintptr_t scale, uintptr_t correction, std::optional<PlaceArgument> x_scale) {
+            [](Program& self, PlaceArgument x, PlaceArgument y, const std::string& weights, uintptr_t panels,
+               uintptr_t scale, uintptr_t bias, int64_t n, int64_t k) {
                 require(has_linear(), "this processor has no products of packed weights");
-                const Matrix matrix{at<>(panels), at<float>(bias), n, k, at<float>(scale), at<int32_t>(correction)};
-                self.multiply(to_place(x), to_place(y), matrix,
-                              x_scale ? std::optional(to_place(*x_scale)) : std::nullopt);
+                self.multiply(to_place(x), to_place(y),
+                              {weights_of(weights), at<>(panels), at<float>(scale), at<float>(bias), n, k});
             },
-            "x"_a, "y"_a, "panels"_a, "bias"_a, "n"_a, "k"_a, "scale"_a, "correction"_a, "x_scale"_a.none())
+            "x"_a, "y"_a, "weights"_a, "panels"_a, "scale"_a, "bias"_a, "n"_a, "k"_a)
         .def("store_kv", [](Program& self, PlaceArgument k, PlaceArgument v, int layer,
                             HeadsArgument heads) { self.store_kv(to_place(k), to_place(v), layer, to_heads(heads)); })
         .def(
@@ -290,8 +292,9 @@ NB_MODULE(_kernels, m) {
     m.def("log_sum_exp", alpage::py_log_sum_exp, free_gil);
     m.attr("panel") = alpage::kPanel;
     m.def("has_linear", alpage::has_linear);
-    m.def("pack_bfloat16", alpage::py_pack_bfloat16, free_gil);
-    m.def("pack_int8", alpage::py_pack_int8, free_gil);
+    m.attr("group") = alpage::kGroup;
+    m.attr("group_bytes") = sizeof(alpage::Group);
+    m.def("pack", alpage::py_pack, free_gil);
     m.def("multiply", alpage::py_multiply, free_gil);
     alpage::add_program(m);
 }

@@ -5,40 +5,53 @@ Dims: M rows of x, K features in, N features out.
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import final
+from typing import Final, Literal, TypeAlias, final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from alpage.native.kernels import import_kernels
+
+Kind: TypeAlias = Literal["bfloat16", "int8", "int8_blocks", "int4"]
+
+_BLOCK: Final = 32
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedWeight:
-    """A matrix as the kernels read it; rows past the last are zeros.
+    """A matrix as the kernels read it.
 
     A row of x gets the same bits whatever rows are beside it, and whatever the number of threads.
 
     Attributes:
+        kind: of its numbers.
         num_in: K.
         num_out: N.
         panels: the packed numbers.
-        scale_N: of the rows of a matrix of int8, float32; None: it is of bfloat16.
-        correction_N: int32: what the kernels subtract, since they take x as unsigned.
+        scale_N: of the rows of int8, float32; zeros past the last.
     """
 
+    kind: Kind
     num_in: int
     num_out: int
     panels: Tensor
     scale_N: Tensor | None = None
-    correction_N: Tensor | None = None
 
     @property
     def num_bytes(self) -> int:
         """Of memory."""
-        parts = (self.panels, self.scale_N, self.correction_N)
-        return sum(part.nbytes for part in parts if part is not None)
+        return self.panels.nbytes + (0 if self.scale_N is None else self.scale_N.nbytes)
+
+    @property
+    def quantized_bytes(self) -> int | None:
+        """Of a row of x in 8 bits; None: products take it as it is."""
+        if self.kind == "bfloat16":
+            return None
+        module = _module()
+        num_bytes: int = -(-self.num_in // module.group) * module.group_bytes
+        return num_bytes
 
 
 def has_linear() -> bool:
@@ -50,55 +63,63 @@ def has_linear() -> bool:
 def pack(weight_NK: Tensor) -> PackedWeight:
     """Return a matrix of bfloat16, packed."""
     assert weight_NK.dtype == torch.bfloat16
-    assert weight_NK.stride(1) == 1
     num_out, num_in = weight_NK.shape
-    module = _module()
-    panels = torch.empty((_padded(num_out, module.panel), _padded(num_in, 2)), dtype=torch.bfloat16)
-    module.pack_bfloat16(
-        weight_NK.data_ptr(),
-        weight_NK.stride(0),
-        num_out,
-        num_in,
-        panels.data_ptr(),
-        torch.get_num_threads(),
-    )
-    return PackedWeight(num_in=num_in, num_out=num_out, panels=panels)
+    return PackedWeight(kind="bfloat16", num_in=num_in, num_out=num_out, panels=_panels(weight_NK))
 
 
 def pack_int8(weight_NK: Tensor, scale_N: Tensor) -> PackedWeight:
     """Return a matrix of int8 with a scale for each row, packed."""
     assert weight_NK.dtype == torch.int8
-    assert weight_NK.stride(1) == 1
     num_out, num_in = weight_NK.shape
-    module = _module()
-    num_padded = _padded(num_out, module.panel)
-    panels = torch.empty((num_padded, _padded(num_in, 4)), dtype=torch.int8)
-    correction_N = torch.empty(num_padded, dtype=torch.int32)
-    module.pack_int8(
-        weight_NK.data_ptr(),
-        weight_NK.stride(0),
-        num_out,
-        num_in,
-        panels.data_ptr(),
-        correction_N.data_ptr(),
-        torch.get_num_threads(),
-    )
-    padded_scale_N = torch.zeros(num_padded)
+    # The kernels take weights as unsigned: 128 more than they are.
+    panels = _panels(weight_NK ^ -128)
+    padded_scale_N = torch.zeros(len(panels))
     padded_scale_N[:num_out] = scale_N
     return PackedWeight(
-        num_in=num_in,
-        num_out=num_out,
-        panels=panels,
-        scale_N=padded_scale_N,
-        correction_N=correction_N,
+        kind="int8", num_in=num_in, num_out=num_out, panels=panels, scale_N=padded_scale_N
     )
+
+
+def pack_int8_blocks(number_NK: Tensor, scale_NB: Tensor) -> PackedWeight:
+    """Return a matrix of 8 bits, packed: in each of B blocks of 32 along K, scale * number.
+
+    Args:
+        number_NK: int8.
+        scale_NB: float16.
+    """
+    assert number_NK.dtype == torch.int8
+    assert scale_NB.dtype == torch.float16
+    num_out, num_in = number_NK.shape
+    # The kernels take weights as unsigned: 128 more than they are.
+    bytes_NK = pad((number_NK ^ -128).view(torch.uint8), (0, -num_in % _BLOCK))
+    panels = _block_panels(bytes_NK.reshape(num_out, -1, _BLOCK // 4, 4), (scale_NB,))
+    return PackedWeight(kind="int8_blocks", num_in=num_in, num_out=num_out, panels=panels)
+
+
+def pack_int4(number_NK: Tensor, scale_NB: Tensor, minimum_NB: Tensor) -> PackedWeight:
+    """Return a matrix of 4 bits, packed: in B blocks of 32 along K, scale * number + minimum.
+
+    Args:
+        number_NK: uint8, in [0, 15].
+        scale_NB: float16.
+        minimum_NB: float16.
+    """
+    assert number_NK.dtype == torch.uint8
+    assert scale_NB.dtype == minimum_NB.dtype == torch.float16
+    num_out, num_in = number_NK.shape
+    assert num_in % _BLOCK == 0
+    # Pair of pieces, piece of the pair, element.
+    even, odd = number_NK.reshape(num_out, -1, _BLOCK // 8, 2, 4).unbind(-2)
+    panels = _block_panels(even | odd << 4, (scale_NB, minimum_NB))
+    return PackedWeight(kind="int4", num_in=num_in, num_out=num_out, panels=panels)
 
 
 def linear(x: Tensor, weight: PackedWeight, bias_N: Tensor | None = None) -> Tensor:
     """Return x times a packed weight, plus a bias.
 
-    A row of x is rounded to 8 bits of its own scale where the weight is (dynamic quantization), and
-    sums are exact; in bfloat16 sums are of float32.
+    Where the weight is not of bfloat16, a row of x is rounded to 8 bits, with a scale for each 96
+    of its numbers (dynamic quantization); sums within such a group are exact, and all others are of
+    float32.
 
     Args:
         x: bfloat16, [..., K], last dim dense.
@@ -111,35 +132,57 @@ def linear(x: Tensor, weight: PackedWeight, bias_N: Tensor | None = None) -> Ten
     assert x.dtype == torch.bfloat16
     x_MK = x.reshape(-1, weight.num_in)
     if x_MK.stride(1) != 1 or weight.num_in % 2:
-        x_MK = torch.nn.functional.pad(x_MK, (0, weight.num_in % 2))
-    num_rows = len(x_MK)
-    y_MN = torch.empty((num_rows, weight.num_out), dtype=torch.bfloat16)
-    scale, correction, quantized, x_scale = 0, 0, 0, 0
-    room = None
-    if weight.scale_N is not None and weight.correction_N is not None:
-        width = _padded(weight.num_in, 4)
-        # Numbers of rows, then their scales.
-        room = torch.empty(num_rows * (width + 4), dtype=torch.uint8)
-        scale, correction = weight.scale_N.data_ptr(), weight.correction_N.data_ptr()
-        x_scale = room.data_ptr()
-        quantized = x_scale + 4 * num_rows
+        x_MK = pad(x_MK, (0, weight.num_in % 2))
+    y_MN = torch.empty((len(x_MK), weight.num_out), dtype=torch.bfloat16)
+    groups = torch.empty(len(x_MK) * (weight.quantized_bytes or 0), dtype=torch.uint8)
     _module().multiply(
+        weight.kind,
         x_MK.data_ptr(),
         x_MK.stride(0),
         weight.panels.data_ptr(),
+        0 if weight.scale_N is None else weight.scale_N.data_ptr(),
         0 if bias_N is None else bias_N.data_ptr(),
         y_MN.data_ptr(),
         y_MN.stride(0),
-        num_rows,
+        len(x_MK),
         weight.num_out,
         weight.num_in,
-        scale,
-        correction,
-        quantized,
-        x_scale,
+        groups.data_ptr(),
         torch.get_num_threads(),
     )
     return y_MN.view(*x.shape[:-1], weight.num_out)
+
+
+def _panels(weight_NK: Tensor) -> Tensor:
+    assert weight_NK.stride(1) == 1
+    num_out, num_in = weight_NK.shape
+    module, element_bytes = _module(), weight_NK.element_size()
+    num_rows, num_columns = _padded(num_out, module.panel), _padded(num_in, 4 // element_bytes)
+    panels = torch.empty((num_rows, num_columns), dtype=weight_NK.dtype)
+    module.pack(
+        weight_NK.data_ptr(),
+        weight_NK.stride(0) * element_bytes,
+        num_out,
+        num_in * element_bytes,
+        panels.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return panels
+
+
+def _block_panels(byte_NBP4: Tensor, of_block_NB: tuple[Tensor, ...]) -> Tensor:
+    """Return panels of blocks, each of P pieces of all its outputs, then what is of the block."""
+    panel = _module().panel
+    lacking = -len(byte_NBP4) % panel
+    by_output = pad(byte_NBP4, (0, 0, 0, 0, 0, 0, 0, lacking))
+    by_panel = by_output.view(-1, panel, *byte_NBP4.shape[1:])
+    parts = [by_panel.permute(0, 2, 3, 1, 4).flatten(2)]
+    for part_NB in of_block_NB:
+        by_block = (
+            pad(part_NB, (0, 0, 0, lacking)).reshape(-1, panel, part_NB.shape[1]).transpose(1, 2)
+        )
+        parts.append(by_block.contiguous().view(torch.uint8))
+    return torch.cat(parts, -1)
 
 
 def _module() -> ModuleType:

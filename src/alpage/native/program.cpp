@@ -113,25 +113,19 @@ void Program::rotate(Place x, Place turn, Place y, Heads heads) {
     });
 }
 
-void Program::quantize(Place x, Place y, Place scale, int64_t k) {
-    const int64_t x_stride = row_bytes(x) / kElement, y_stride = row_bytes(y);
-    const int64_t scale_stride = row_bytes(scale) / int64_t(sizeof(float));
+void Program::quantize(Place x, Place y, int64_t k) {
+    const int64_t x_stride = row_bytes(x) / kElement, y_stride = row_bytes(y) / int64_t(sizeof(Group));
     add_rows(k, [=](const Frame& f, int64_t first, int64_t end) {
-        alpage::quantize({f.at(x), reinterpret_cast<uint8_t*>(f.at(y)), reinterpret_cast<float*>(f.at(scale)),
-                          x_stride, y_stride, k, scale_stride},
-                         first, end);
+        alpage::quantize({f.at(x), reinterpret_cast<Group*>(f.at(y)), x_stride, y_stride, k}, first, end);
     });
 }
 
-void Program::multiply(Place x, Place y, const Matrix& w, std::optional<Place> scale) {
-    const int64_t x_stride = scale ? row_bytes(x) : row_bytes(x) / kElement, y_stride = row_bytes(y) / kElement;
-    const int64_t scale_stride = scale ? row_bytes(*scale) / int64_t(sizeof(float)) : 0;
+void Program::multiply(Place x, Place y, const Matrix& w) {
+    const int64_t element = w.weights == Weights::bfloat16 ? kElement : int64_t(sizeof(Group));
+    const int64_t x_stride = row_bytes(x) / element, y_stride = row_bytes(y) / kElement;
     add_whole([=](Team& team, const Frame& f) {
-        const float* x_scale = scale ? reinterpret_cast<const float*>(f.at(*scale)) : nullptr;
-        const Product product{f.at(x), w.panels, w.bias, f.at(y), x_stride, y_stride, f.data.num_tokens, w.n, w.k,
-                              x_scale, scale_stride, w.scale, w.correction};
-        if (scale) multiply_int8(team, product);
-        else multiply_bfloat16(team, product);
+        alpage::multiply(team, {w.weights, f.at(x), w.panels, w.scale, w.bias, f.at(y), x_stride, y_stride,
+                                f.data.num_tokens, w.n, w.k});
     });
 }
 

@@ -30,11 +30,11 @@ struct Buffer {
 
 // A matrix as linear.h packs it.
 struct Matrix {
+    Weights weights;
     const void* panels;
-    const float* bias;    // or null
+    const float* scale; // of int8, or null
+    const float* bias;  // or null
     int64_t n, k;
-    const float* scale;   // of int8, or null
-    const int32_t* correction;
 };
 
 struct Heads {
@@ -65,8 +65,8 @@ class Program {
     void silu_mul(Place both, Place y, int64_t f);
     void add(Place one, Place other, Place y, int64_t d);
     void rotate(Place x, Place turn, Place y, Heads heads);
-    void quantize(Place x, Place y, Place scale, int64_t k);
-    void multiply(Place x, Place y, const Matrix& matrix, std::optional<Place> scale);
+    void quantize(Place x, Place y, int64_t k);
+    void multiply(Place x, Place y, const Matrix& matrix);
     void store_kv(Place k, Place v, int layer, Heads heads);
     void attend(Place q, Place y, int layer, Heads heads, int num_kv_heads, std::optional<int> window, float scale);
 

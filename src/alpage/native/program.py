@@ -31,20 +31,18 @@ class NativeProgram:
         self.add = module.Program(buffers, None)
 
     def add_product(
-        self, reads: Sequence[Place], write: Place, weight: PackedWeight, bias_N: Tensor | None
+        self, read: Place, write: Place, weight: PackedWeight, bias_N: Tensor | None
     ) -> None:
-        """Multiply rows with a packed weight; int8 has its rows and their scales in `reads`."""
-        scale_N, correction_N = weight.scale_N, weight.correction_N
+        """Multiply rows with a packed weight; they have been quantized where it says so."""
         self.add.multiply(
-            reads[0],
+            read,
             write,
+            weights=weight.kind,
             panels=weight.panels.data_ptr(),
+            scale=0 if weight.scale_N is None else weight.scale_N.data_ptr(),
             bias=0 if bias_N is None else bias_N.data_ptr(),
             n=weight.num_out,
             k=weight.num_in,
-            scale=0 if scale_N is None else scale_N.data_ptr(),
-            correction=0 if correction_N is None else correction_N.data_ptr(),
-            x_scale=reads[1] if len(reads) > 1 else None,
         )
 
     def run(self, outside: Sequence[Tensor], arena: Tensor, kv_L2PGSK: Tensor, step: Step) -> None:

@@ -10,7 +10,13 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from alpage import native
 from alpage.native import PackedWeight
 
-__all__ = ["PackedWeight", "linear", "packed"]
+__all__ = ["PackedWeight", "is_packable", "linear", "packed", "packed_blocks", "packed_int4"]
+
+
+def is_packable(weight: Tensor) -> bool:
+    """Whether our kernels multiply with a matrix of floats like this one."""
+    is_supported = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
+    return is_supported and native.has_linear()
 
 
 def packed(weight_NK: Tensor, scale_N: Tensor | None = None) -> PackedWeight | None:
@@ -20,12 +26,21 @@ def packed(weight_NK: Tensor, scale_N: Tensor | None = None) -> PackedWeight | N
         weight_NK: bfloat16, or int8 with a scale for each row.
         scale_N: of the rows of int8, in the dtype of activations.
     """
-    dtype = weight_NK.dtype if scale_N is None else scale_N.dtype
-    if weight_NK.device.type != "cpu" or dtype != torch.bfloat16 or not native.has_linear():
+    if not is_packable(weight_NK if scale_N is None else scale_N):
         return None
     if scale_N is None:
         return native.pack(weight_NK)
     return native.pack_int8(weight_NK, scale_N.float())
+
+
+def packed_blocks(number_NK: Tensor, scale_NB: Tensor) -> PackedWeight:
+    """Return a matrix of 8 bits with scales of blocks, for `linear`, as `packed_int4`."""
+    return native.pack_int8_blocks(number_NK, scale_NB)
+
+
+def packed_int4(number_NK: Tensor, scale_NB: Tensor, minimum_NB: Tensor) -> PackedWeight:
+    """Return a matrix of 4 bits for `linear`, which is there where bfloat16 `is_packable`."""
+    return native.pack_int4(number_NK, scale_NB, minimum_NB)
 
 
 def linear(x: Tensor, weight: PackedWeight, bias_N: Tensor | None = None) -> Tensor:

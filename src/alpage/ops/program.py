@@ -96,13 +96,11 @@ def _lowered(operation: Operation, trace: Trace) -> list[Operation]:
         return [operation]
     weight = operation.constants["weight"]
     product = replace(operation, kind="multiply")
-    if weight.scale_N is None:
+    if weight.quantized_bytes is None:
         return [product]
-    width = -(-weight.num_in // 4) * 4
-    numbers = Part(trace.add_buffer(width), 0, (width,))
-    scale = Part(trace.add_buffer(4), 0, (1,))
-    rounding = Operation("quantize", operation.reads, (numbers, scale))
-    return [rounding, replace(product, reads=(numbers, scale))]
+    groups = Part(trace.add_buffer(weight.quantized_bytes), 0, (weight.quantized_bytes,))
+    rounding = Operation("quantize", operation.reads, (groups,))
+    return [rounding, replace(product, reads=(groups,))]
 
 
 def _places(
@@ -144,7 +142,7 @@ def _emit(operation: Operation, program: native.NativeProgram) -> None:
         case "quantize":
             add.quantize(*reads, *writes, operation.reads[0].width)
         case "multiply":
-            program.add_product(reads, writes[0], constants["weight"], constants["bias_N"])
+            program.add_product(reads[0], writes[0], constants["weight"], constants["bias_N"])
         case "store_kv":
             add.store_kv(*reads, constants["layer"], sizes)
         case "attend":

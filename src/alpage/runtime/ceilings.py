@@ -94,7 +94,7 @@ def measure_ceilings(
     Args:
         device: that is measured.
         dtype: of activations, and of weights that are not quantized.
-        quantization: "int8" or None.
+        quantization: "int8" or "int4", which both multiply in 8 bits, or None.
     """
     load = matmul_load if quantization is None else int8_load
     return Ceilings(

@@ -12,7 +12,7 @@ from alpage.models import Checkpoint, Model, Tokenizer, load
 from alpage.ops import AttentionSpec, Backend, KvPool, backends, select
 from alpage.ops.program import Program
 from alpage.serve.allocation import allocating
-from alpage.serve.config import EngineConfig
+from alpage.serve.config import ELEMENT_BYTES, EngineConfig
 from alpage.serve.engine import Engine
 from alpage.serve.fleet import Fleet
 from alpage.serve.grammars import Grammars
@@ -204,8 +204,10 @@ def _load(
     checkpoint: Checkpoint, config: EngineConfig, dtype: torch.dtype, device: torch.device
 ) -> Model:
     num_free_bytes = free_bytes(device)
-    element_bytes = dtype.itemsize if config.quantization is None else 1
-    num_bytes = element_bytes * sum(math.prod(t.shape) for t in checkpoint.tensors.values())
+    quantization = config.quantization
+    element_bytes = dtype.itemsize if quantization is None else ELEMENT_BYTES[quantization]
+    num_weights = sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    num_bytes = int(element_bytes * num_weights)
     with allocating(
         field="model",
         value=str(checkpoint.source),

@@ -1,6 +1,7 @@
 """Config: what a user can decide about an engine."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -10,7 +11,11 @@ from alpage.units import parse_bytes
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 LAYOUTS = ("auto", "ws_1d", "ws_2d", "megatron")
 PREFILL_LAYOUTS = (*LAYOUTS, "wg_x", "wg_xy", "wg_xyz")
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("int8", "int4")
+# Of a matrix; those of 4 bits have a scale and a minimum for each 32.
+ELEMENT_BYTES: Mapping[str, float] = {"int8": 1, "int4": 0.625}
+# Of the vocabulary projection, which has a scale for each 32.
+INT8_VOCAB_BYTES = 1.0625
 ATTENTIONS = ("auto", "heads", "batch")
 _MAX_SECONDS = 3600
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -24,7 +29,8 @@ class EngineConfig:
     Args:
         dtype: "auto", "bfloat16", "float16" or "float32"; auto is bfloat16 where the device
             computes in it, else float32.
-        quantization: "int8" keeps matrices in 8 bits with a scale a row; None: in `dtype`.
+        quantization: "int8" keeps matrices in 8 bits with a scale a row; "int4" those of a GGUF
+            file of Q4_0 or Q4_1 as they are; None: in `dtype`.
         device: "auto", "cpu", "cuda" or "cuda:N"; auto is a GPU if there is one.
         kv_memory: memory for keys and values, such as "2GiB"; None: from what is free.
         swap_memory: host memory that preempted sequences are swapped to; None: a quarter of
@@ -58,7 +64,7 @@ class EngineConfig:
     """
 
     dtype: str = "auto"
-    quantization: Literal["int8"] | None = None
+    quantization: Literal["int8", "int4"] | None = None
     device: str = "auto"
     kv_memory: str | int | None = None
     swap_memory: str | int | None = None
@@ -111,6 +117,13 @@ class EngineConfig:
                 value=self.replicas,
                 limit=f"must divide devices={self.devices}, which they share equally",
                 remedy="Choose a number of devices that is a multiple of the replicas",
+            )
+        if self.quantization == "int4" and self.devices > 1:
+            raise InvalidValue(
+                field="quantization",
+                value=self.quantization,
+                limit=f"cannot be cut over devices={self.devices}",
+                remedy='Use one device, or quantization="int8"',
             )
         _whole("stages", self.stages, 1, 64)
         if self.devices_per_replica % self.stages:

@@ -70,7 +70,7 @@ class Job:
     Attributes:
         model: path of the checkpoint.
         dtype: "bfloat16", "float16" or "float32".
-        quantization: "int8" or None.
+        quantization: "int8", "int4" or None.
         layouts: name of a layout of the blocks, and the fewest tokens that a step has in it.
         homes: mesh axes over which sequences have homes.
         mesh: size of each axis, of one stage.
@@ -86,7 +86,7 @@ class Job:
 
     model: str
     dtype: str
-    quantization: Literal["int8"] | None
+    quantization: Literal["int8", "int4"] | None
     layouts: list[tuple[str, int]]
     homes: tuple[str, ...]
     mesh: dict[str, int]

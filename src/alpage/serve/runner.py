@@ -77,12 +77,12 @@ class Runner(Runs):
     ) -> None:
         kv = pool.kv_L2PGSK
         model = views[0].model
-        is_int8 = any(weight.dtype == torch.int8 for weight in model.parameters())
         self.profile = Profile(
             shape=model.shape,
             dtype=kv.dtype,
             device=kv.device,
-            quantization="int8" if is_int8 else None,
+            quantization=model.quantization,
+            is_vocab_int8=model.is_vocab_int8,
         )
         self.views = views
         self.pool = pool

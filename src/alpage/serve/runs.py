@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, final
 
 from alpage.serve.batch import Batch
+from alpage.serve.config import ELEMENT_BYTES, INT8_VOCAB_BYTES
 from alpage.serve.results import RowResult
 from alpage.serve.slots import DrawRule
 from alpage.workload import ModelShape
@@ -23,22 +24,28 @@ class Profile:
         dtype: of weights, keys and values.
         device: that computes.
         quantization: of the blocks' matrices; None: they are of `dtype`.
+        is_vocab_int8: whether the vocabulary projection is of 8 bits then.
     """
 
     shape: ModelShape
     dtype: "torch.dtype"
     device: "torch.device"
-    quantization: Literal["int8"] | None = None
+    quantization: Literal["int8", "int4"] | None = None
+    is_vocab_int8: bool = False
 
     @property
     def weight_element_bytes(self) -> float:
-        """Bytes of a weight, on average: the vocabulary is never quantized."""
+        """Bytes of a weight, on average."""
         if self.quantization is None:
             return self.dtype.itemsize
-        vocab_share = self.shape.vocab_size * self.shape.d_model / self.shape.num_parameters
-        if not self.shape.is_tied:
-            vocab_share *= 2
-        return 1 + vocab_share * (self.dtype.itemsize - 1)
+        block_bytes = ELEMENT_BYTES[self.quantization]
+        head_bytes = INT8_VOCAB_BYTES if self.is_vocab_int8 else self.dtype.itemsize
+        # What is only looked up in is never quantized.
+        vocab_bytes = head_bytes if self.shape.is_tied else head_bytes + self.dtype.itemsize
+        num_vocab = self.shape.vocab_size * self.shape.d_model
+        num_blocks = self.shape.num_parameters - num_vocab * (1 if self.shape.is_tied else 2)
+        num_bytes = num_blocks * block_bytes + num_vocab * vocab_bytes
+        return num_bytes / self.shape.num_parameters
 
 
 class Runs(Protocol):
