@@ -7,7 +7,7 @@ Dims: R rows, V vocabulary, N candidates, the likeliest first,
 C tokens of all rows, E different ones of a row.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import final
 
 import numpy as np
@@ -34,6 +34,11 @@ class DrawParams:
     top_p_R: Tensor  # float32 in (0, 1]
     min_p_R: Tensor  # float32 in [0, 1]
     key_R: Tensor  # int64, see `keys`
+
+    def to(self, device: torch.device) -> "DrawParams":
+        """Return them on a device."""
+        values = {field.name: getattr(self, field.name).to(device) for field in fields(self)}
+        return DrawParams(**values)
 
 
 @final
@@ -69,6 +74,14 @@ def draw(logits_RV: Tensor, params: DrawParams) -> Tensor:
         scaled_RV = logits_RV[rows].float() / chosen.temperature_R[:, None]
         token_R[rows] = _draw_cut(scaled_RV, chosen)
     return token_R
+
+
+def likeliest(logits_RV: Tensor) -> Tensor:
+    """Return tokens_R, int64: of each row the likeliest, the first of equal ones."""
+    if not _is_ours(logits_RV):
+        return logits_RV.float().argmax(-1)
+    zero_R = torch.zeros(len(logits_RV))
+    return native.draw(logits_RV, zero_R, zero_R.long())
 
 
 def _draw_uncut(logits_RV: Tensor, params: DrawParams) -> Tensor:

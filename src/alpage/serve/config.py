@@ -107,8 +107,7 @@ class EngineConfig:
         if self.max_num_batched_tokens is not None:
             low = self.max_num_seqs
             _whole("max_num_batched_tokens", self.max_num_batched_tokens, low, 2**24)
-        if self.target_itl_s is not None:
-            _seconds("target_itl_s", self.target_itl_s)
+        _seconds_or_none("target_itl_s", self.target_itl_s)
         _whole("devices", self.devices, 1, 64)
         _whole("replicas", self.replicas, 1, 64)
         if self.devices % self.replicas:
@@ -163,7 +162,9 @@ def _kind(name: str, value: object, kind: type, limit: str) -> None:
         )
 
 
-def _seconds(name: str, value: object) -> None:
+def _seconds_or_none(name: str, value: object) -> None:
+    if value is None:
+        return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not 0 < value <= _MAX_SECONDS:  # type: ignore[operator]
         raise InvalidValue(

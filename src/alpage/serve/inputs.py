@@ -5,6 +5,7 @@ Dims: T new tokens of all rows, B rows, P pages.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, final
 
 import numpy as np
@@ -134,25 +135,31 @@ class _StepTensor:
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self._is_on_host = device.type == "cpu"
-        self._host = torch.empty(0, dtype=dtype)
-        self._device = torch.empty(0, dtype=dtype, device=device)
-        self._sizes: tuple[int, ...] = (0,)
+        self._memory = torch.empty(0, dtype=dtype)
+        self._device_memory = torch.empty(0, dtype=dtype, device=device)
+        self._here(())
 
     def host(self, *sizes: int) -> NDArray[Any]:
         """Return this step's array, to be filled."""
-        self._sizes = sizes
-        num_elements = int(np.prod(sizes))
-        if num_elements > len(self._host):
-            # To the next power of two, so that steps of growing contexts seldom need new memory.
-            capacity, dtype = 1 << (num_elements - 1).bit_length(), self._host.dtype
-            self._host = torch.zeros(capacity, dtype=dtype, pin_memory=not self._is_on_host)
-            self._device = torch.zeros_like(self._host, device=self._device.device)
-        return self._host[:num_elements].view(sizes).numpy()
+        # Steps that decode have the same sizes, one after the other.
+        if sizes != self._sizes:
+            self._here(sizes)
+        return self._array
 
     def on_device(self) -> Tensor:
         """Return what was filled in, where the model reads it."""
-        num_elements = int(np.prod(self._sizes))
         if self._is_on_host:
-            return self._host[:num_elements].view(self._sizes)
-        part = self._device[:num_elements]
-        return part.copy_(self._host[:num_elements], non_blocking=True).view(self._sizes)
+            return self._tensor
+        part = self._device_memory[: self._tensor.numel()].view(self._sizes)
+        return part.copy_(self._tensor, non_blocking=True)
+
+    def _here(self, sizes: tuple[int, ...]) -> None:
+        num_elements = prod(sizes)
+        if num_elements > len(self._memory):
+            # To the next power of two, so that steps of growing contexts seldom need new memory.
+            capacity, dtype = 1 << (num_elements - 1).bit_length(), self._memory.dtype
+            self._memory = torch.zeros(capacity, dtype=dtype, pin_memory=not self._is_on_host)
+            self._device_memory = torch.zeros_like(self._memory, device=self._device_memory.device)
+        self._sizes = sizes
+        self._tensor = self._memory[:num_elements].view(sizes)
+        self._array: NDArray[Any] = self._tensor.numpy()

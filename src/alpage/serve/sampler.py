@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from alpage.ops import sampling
@@ -67,28 +68,37 @@ def _draw(
         [(r, rows[r].index + draw) for r in drawing for draw in range(rows[r].num_draws)]
     ).T
     slot_D = np.array([rows[r].slot for r in row_D])
-    position_D = np.array([rows[r].context for r in row_D])
-    key_D = sampling.keys(
-        slots.seed_N[slot_D], index_D.astype(np.uint64), position_D.astype(np.uint64)
-    )
-    device = logits_RV.device
-
-    def on_device(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
-    params = sampling.DrawParams(
-        temperature_R=on_device(slots.temperature_N[slot_D]),
-        top_k_R=on_device(slots.top_k_N[slot_D]),
-        top_p_R=on_device(slots.top_p_N[slot_D]),
-        min_p_R=on_device(slots.min_p_N[slot_D]),
-        key_R=on_device(key_D),
-    )
     is_each_once = len(row_D) == len(drawing) == len(rows)
-    logits_DV = logits_RV if is_each_once else logits_RV[on_device(row_D)]
+    logits_DV = logits_RV if is_each_once else logits_RV[row_D]
+    if slots.temperature_N[slot_D].any():
+        position_D = np.array([rows[r].context for r in row_D])
+        token_D = sampling.draw(
+            logits_DV,
+            _draw_params(slots, slot_D, index_D, position_D).to(logits_RV.device),
+        )
+    else:
+        token_D = sampling.likeliest(logits_DV)
     tokens: dict[int, list[int]] = {r: [] for r in drawing}
-    for r, token in zip(row_D, sampling.draw(logits_DV, params).tolist(), strict=True):
+    for r, token in zip(row_D, token_D.tolist(), strict=True):
         tokens[r].append(token)
     return tokens
+
+
+def _draw_params(
+    slots: Slots,
+    slot_D: NDArray[np.int64],
+    index_D: NDArray[np.int64],
+    position_D: NDArray[np.int64],
+) -> sampling.DrawParams:
+    seed_D = slots.seed_N[slot_D]
+    key_D = sampling.keys(seed_D, index_D.astype(np.uint64), position_D.astype(np.uint64))
+    return sampling.DrawParams(
+        temperature_R=torch.from_numpy(slots.temperature_N[slot_D]),
+        top_k_R=torch.from_numpy(slots.top_k_N[slot_D]),
+        top_p_R=torch.from_numpy(slots.top_p_N[slot_D]),
+        min_p_R=torch.from_numpy(slots.min_p_N[slot_D]),
+        key_R=torch.from_numpy(key_D),
+    )
 
 
 def _candidates(
