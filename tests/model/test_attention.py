@@ -152,3 +152,5 @@ def test_pages_are_copied_after_all_are_read():
     pool = KvPool(torch.arange(4.0)[None, None, :, None, None, None].repeat(1, 2, 1, 1, 8, 1))
     pool.copy_pages([0, 1, 2], [1, 2, 3], to=pool)
     assert pool.kv_L2PGSK[0, 1, :, 0, 3, 0].tolist() == [0, 0, 1, 2]
+    pool.copy_pages([3, 2], [0, 1], to=pool)
+    assert pool.kv_L2PGSK[0, 1, :, 0, 3, 0].tolist() == [2, 1, 1, 2]

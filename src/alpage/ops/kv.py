@@ -72,6 +72,12 @@ class KvPool:
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int], to: "KvPool") -> None:
         """Copy pages into a pool, maybe this one. All are read before any is written."""
         device = self.kv_L2PGSK.device
+        is_apart = to is not self or set(sources).isdisjoint(targets)
+        if device.type == to.kv_L2PGSK.device.type == "cpu" and is_apart:
+            # One by one is faster there, and needs no memory in between.
+            for source, target in zip(sources, targets, strict=True):
+                to.kv_L2PGSK[:, :, target].copy_(self.kv_L2PGSK[:, :, source])
+            return
         pages = self.kv_L2PGSK.index_select(2, torch.tensor(sources, device=device))
         target_P = torch.tensor(targets, device=to.kv_L2PGSK.device)
         to.kv_L2PGSK.index_copy_(2, target_P, pages.to(to.kv_L2PGSK.device))
