@@ -29,7 +29,7 @@ WIDE_DOORS = {
     "alpage.hardware": 13,
     "alpage.layout": 15,
     "alpage.cost": 16,
-    "alpage.native": 17,
+    "alpage.native": 18,
     "alpage.partition": 11,
     "alpage.planners": 19,
     "alpage.serve": 9,

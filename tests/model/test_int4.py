@@ -11,7 +11,7 @@ from tiny_gguf import Kind, llama_weights, write_llama
 from tiny_llama import make_tiny_llama
 
 needs_kernels = pytest.mark.skipif(
-    not native.has_linear(), reason="the kernels for linear layers are not for this machine"
+    not native.has_linear("int4"), reason="the kernels for linear layers are not for this machine"
 )
 CPU = torch.device("cpu")
 PROMPTS = [[3], [1, 2, 3, 4, 5], [*range(30)]]

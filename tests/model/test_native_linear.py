@@ -6,8 +6,10 @@ import torch
 from alpage import native
 from alpage.models.quantize import int8_blocks, int8_rows
 
-pytestmark = pytest.mark.skipif(
-    not native.has_linear(), reason="needs AVX-512 with bf16 and VNNI, and a compiler"
+KERNELS = native.load()
+ISAS = KERNELS.module.isas() if KERNELS else []
+needs_bytes = pytest.mark.skipif(
+    not native.has_linear("int8"), reason="needs AVX-512 with VNNI, and a compiler"
 )
 ROWS = (1, 2, 3, 5, 7, 8, 11, 12, 13, 24, 31, 97, 400)
 WIDTHS = ((2, 1), (64, 32), (66, 33), (63, 31), (192, 100), (577, 96), (576, 960))
@@ -45,15 +47,17 @@ def blocks(num_in, num_out):
     return number_NK, scale_NB, (-8 * scale_NB + torch.randn_like(scale_NB)).half()
 
 
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("num_rows", ROWS)
 @pytest.mark.parametrize(("num_in", "num_out"), WIDTHS)
-def test_bfloat16(num_rows, num_in, num_out):
+def test_bfloat16(num_rows, num_in, num_out, isa):
     x, weight = made(num_rows, num_in, num_out)
-    y = native.linear(x, native.pack(weight))
+    y = native.linear(x, native.pack(weight), isa=isa)
     assert y.shape == (num_rows, num_out)
     assert close(y, x.double(), weight.double())
 
 
+@needs_bytes
 @pytest.mark.parametrize("num_rows", ROWS)
 @pytest.mark.parametrize(("num_in", "num_out"), WIDTHS)
 def test_int8_is_exact_but_for_rounding(num_rows, num_in, num_out):
@@ -65,6 +69,7 @@ def test_int8_is_exact_but_for_rounding(num_rows, num_in, num_out):
     assert not y[0].any()
 
 
+@needs_bytes
 @pytest.mark.parametrize("num_rows", ROWS)
 @pytest.mark.parametrize(("num_in", "num_out"), WIDTHS)
 def test_int8_with_scales_of_blocks_is_exact_but_for_rounding(num_rows, num_in, num_out):
@@ -77,6 +82,7 @@ def test_int8_with_scales_of_blocks_is_exact_but_for_rounding(num_rows, num_in, 
     assert not y[0].any()
 
 
+@needs_bytes
 @pytest.mark.parametrize("num_rows", ROWS)
 @pytest.mark.parametrize(("num_in", "num_out"), [(32, 1), (64, 33), (96, 100), (576, 960)])
 def test_int4_is_exact_but_for_rounding(num_rows, num_in, num_out):
@@ -92,6 +98,7 @@ def test_int4_is_exact_but_for_rounding(num_rows, num_in, num_out):
     assert not y[0].any()
 
 
+@needs_bytes
 def test_steps_are_as_fine_as_the_numbers_around():
     x, weight = made(1, 192, 32)
     x[:, 96:] *= 1000
@@ -109,38 +116,42 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_row_has_the_same_bits_in_any_batch_on_any_threads(kind):
+WAYS = [(kind, isa) for kind in KINDS for isa in ISAS if native.has_linear(kind, isa=isa)]
+
+
+@pytest.mark.parametrize(("kind", "isa"), WAYS)
+def test_a_row_has_the_same_bits_in_any_batch_on_any_threads(kind, isa):
     x, weight = made(40, 576, 100)
     packed = KINDS[kind](weight)
-    whole = native.linear(x, packed)
+    whole = native.linear(x, packed, isa=isa)
     for start, end in ((0, 1), (3, 16), (39, 40)):
-        assert torch.equal(native.linear(x[start:end], packed), whole[start:end])
+        assert torch.equal(native.linear(x[start:end], packed, isa=isa), whole[start:end])
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        assert torch.equal(native.linear(x, packed), whole)
+        assert torch.equal(native.linear(x, packed, isa=isa), whole)
     finally:
         torch.set_num_threads(threads)
 
 
-def test_strides_bias_and_leading_dims():
+@pytest.mark.parametrize("isa", ISAS)
+def test_strides_bias_and_leading_dims(isa):
     x, weight = made(12, 96, 40)
     wide = torch.zeros(12, 200, dtype=torch.bfloat16)
     wide[:, 50:146] = x
     bias = torch.randn(40)
     packed = native.pack(torch.cat((weight, weight), 1)[:, :96])
     expected = (x.float() @ weight.float().T + bias).bfloat16()
-    y = native.linear(wide[:, 50:146].view(3, 4, 96), packed, bias)
+    y = native.linear(wide[:, 50:146].view(3, 4, 96), packed, bias, isa=isa)
     torch.testing.assert_close(y, expected.view(3, 4, 40), rtol=1 / 128, atol=1e-3)
-    assert native.linear(x[:0], packed).shape == (0, 40)
+    assert native.linear(x[:0], packed, isa=isa).shape == (0, 40)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "isa"), WAYS)
 @pytest.mark.parametrize("number", [torch.inf, torch.nan])
-def test_what_is_no_number_stays_none(kind, number):
+def test_what_is_no_number_stays_none(kind, isa, number):
     x, weight = made(3, 64, 32)
     x[1, 5] = number
-    y = native.linear(x, KINDS[kind](weight))
+    y = native.linear(x, KINDS[kind](weight), isa=isa)
     assert not y[1].isfinite().any()
     assert y[[0, 2]].isfinite().all()

@@ -99,7 +99,9 @@ def load(
 
 
 def _check_int4(dtype: torch.dtype, device: torch.device, sharder: Sharder) -> None:
-    if sharder is not REPLICATED or not is_packable(torch.empty(0, dtype=dtype, device=device)):
+    if sharder is not REPLICATED or not is_packable(
+        torch.empty(0, dtype=dtype, device=device), "int4"
+    ):
         raise Unsupported(
             field="quantization",
             value="int4",

@@ -218,7 +218,7 @@ def _packed_head(weight_VD: Tensor, quantization: Quantization | None) -> Packed
 
     Rounding it costs more than rounding a matrix of a block, so it has finer scales.
     """
-    if quantization is None or not is_packable(weight_VD):
+    if quantization is None or not is_packable(weight_VD, "int8_blocks"):
         return packed(weight_VD)
     return packed_blocks(*int8_blocks(weight_VD))
 

@@ -6,6 +6,7 @@ May import: torch. Nothing is loaded before the first call.
 
 from alpage.native.kernels import Kernels, Step, load, unavailable_reason
 from alpage.native.packed import (
+    Kind,
     PackedWeight,
     has_linear,
     linear,
@@ -19,6 +20,7 @@ from alpage.native.rows import draw, log_sum_exp, rms_norm, rotate, silu_mul
 
 __all__ = [
     "Kernels",
+    "Kind",
     "NativeProgram",
     "PackedWeight",
     "Step",

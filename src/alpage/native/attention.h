@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "draw.h"
+#include "linear.h"
 #include "rows.h"
 
 namespace alpage {
@@ -102,6 +103,7 @@ struct Isa {
     const Kernels* pairs; // for tiles of pairs, which are of bfloat16; or null
     const RowKernels* rows; // by Dtype
     const DrawKernels* draw; // by Dtype
+    const LinearKernels* linear;
 };
 
 // The form of a pool's tiles: nobody but the kernels looks into them.

@@ -283,4 +283,5 @@ const alpage::Isa alpage::ALPAGE_JOIN(isa_, ALPAGE_ISA){
     alpage::ALPAGE_ISA::kPairs,
     alpage::ALPAGE_JOIN(rows_, ALPAGE_ISA),
     alpage::ALPAGE_JOIN(draw_, ALPAGE_ISA),
+    &alpage::ALPAGE_JOIN(linear_, ALPAGE_ISA),
 };

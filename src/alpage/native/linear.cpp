@@ -23,11 +23,10 @@ void pack(const char* w, int64_t stride_bytes, int64_t n, int64_t row_bytes, cha
     });
 }
 
-#if defined(ALPAGE_HAS_LINEAR)
 // Panels are shared out one by one; with many rows of x a thread takes some tiles of a panel, while that is in cache.
-void multiply(Team& team, const Product& p) {
+void multiply(Team& team, const Product& p, const LinearKernels& kernels) {
     constexpr int64_t kTiles = 32;
-    const ProductKernel kernel = linear_kernels.multiply[static_cast<int>(p.weights)];
+    const ProductKernel kernel = kernels.multiply[static_cast<int>(p.weights)];
     const int64_t tiles = divided_up(p.m, kRowTile), blocks = divided_up(tiles, kTiles);
     team.share(divided_up(p.n, kPanel) * blocks, [&](int64_t i) {
         const int64_t panel = i / blocks, first = i % blocks * kTiles;
@@ -38,11 +37,6 @@ void multiply(Team& team, const Product& p) {
 
 void quantize(const Quantization& q, int64_t first, int64_t end) {
     for (int64_t row = first; row < end; ++row)
-        linear_kernels.quantize(static_cast<const uint16_t*>(q.x_MK) + row * q.x_stride, q.k, q.y + row * q.y_stride);
+        q.kernel(static_cast<const uint16_t*>(q.x_MK) + row * q.x_stride, q.k, q.y + row * q.y_stride);
 }
-#else // Nothing was packed, so nobody multiplies.
-void multiply(Team&, const Product&) { __builtin_unreachable(); }
-void quantize(const Quantization&, int64_t, int64_t) { __builtin_unreachable(); }
-#endif
-
 } // namespace alpage

@@ -56,26 +56,27 @@ using ProductKernel = void (*)(const Product&, int64_t panel, int64_t first_row,
 // A row of bfloat16 as groups.
 using QuantizeKernel = void (*)(const uint16_t* x, int64_t k, Group* out);
 
+// What an instruction set has; null where it has none.
 struct LinearKernels {
     ProductKernel multiply[4]; // by Weights
     QuantizeKernel quantize;
 };
 
-#if defined(ALPAGE_HAS_LINEAR)
-extern const LinearKernels linear_kernels;
-#endif
+extern const LinearKernels linear_avx512_bf16, linear_avx512, linear_avx2, linear_portable; // linear_plain.cpp
+extern const LinearKernels linear_avx512_vnni;                                              // linear_avx512.cpp
 
 // Rows of bfloat16 or of int8, by their bytes.
 void pack(const char* w, int64_t stride_bytes, int64_t n, int64_t row_bytes, char* panels, int num_threads);
 
 // Every thread of a team calls it.
-void multiply(Team&, const Product&);
+void multiply(Team&, const Product&, const LinearKernels&);
 
 // Rows [first, end) of x in bfloat16 as groups.
 struct Quantization {
     const void* x_MK;
     Group* y;
     int64_t x_stride, y_stride, k;
+    QuantizeKernel kernel;
 };
 void quantize(const Quantization&, int64_t first, int64_t end);
 

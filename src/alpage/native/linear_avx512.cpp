@@ -266,7 +266,7 @@ void quantize(const uint16_t* x, int64_t k, Group* out) {
 
 } // namespace
 
-const LinearKernels linear_kernels = {
+const LinearKernels linear_avx512_vnni = {
     {any_tile<Bfloat16>, any_tile<Int8>, any_tile<Int8Blocks>, any_tile<Int4>}, quantize};
 
 } // namespace alpage

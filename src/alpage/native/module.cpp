@@ -159,14 +159,12 @@ void py_log_sum_exp(const std::string& dtype, uintptr_t logits, int64_t stride, 
                  choose(isa).draw[static_cast<int>(dtype_of(dtype))].log_sum_exp);
 }
 
-bool has_linear() {
+// The one set that needs more than its instruction set's name says.
+const LinearKernels& linear_of(const Isa& isa) {
 #if defined(ALPAGE_HAS_LINEAR)
-    return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vl");
-#else
-    return false;
+    if (&isa == &isa_avx512_bf16 && __builtin_cpu_supports("avx512vnni")) return linear_avx512_vnni;
 #endif
+    return *isa.linear;
 }
 
 void py_pack(uintptr_t w, int64_t stride_bytes, int64_t n, int64_t row_bytes, uintptr_t panels, int num_threads) {
@@ -183,17 +181,18 @@ Weights weights_of(const std::string& name) {
 
 void py_multiply(const std::string& weights, uintptr_t x, int64_t x_stride, uintptr_t panels, uintptr_t scale,
                  uintptr_t bias, uintptr_t y, int64_t y_stride, int64_t m, int64_t n, int64_t k, uintptr_t groups,
-                 int num_threads) {
-    require(has_linear(), "this processor has no products of packed weights");
+                 int num_threads, const std::optional<std::string>& isa) {
+    const LinearKernels& kernels = linear_of(choose(isa));
     Product product{weights_of(weights), at<>(x), at<>(panels), at<float>(scale), at<float>(bias), at<>(y), x_stride,
                     y_stride, m, n, k};
+    require(kernels.multiply[static_cast<int>(product.weights)], "this processor has no products of such weights");
     if (product.weights != Weights::bfloat16) {
         product.x = at<>(groups);
         product.x_stride = divided_up(k, kGroup);
-        for_each_row(m, k, num_threads, Quantization{at<>(x), at<Group>(groups), x_stride, product.x_stride, k},
-                     quantize);
+        const Quantization rounding{at<>(x), at<Group>(groups), x_stride, product.x_stride, k, kernels.quantize};
+        for_each_row(m, k, num_threads, rounding, quantize);
     }
-    with_team(num_threads, 1, [&](Team& team) { multiply(team, product); });
+    with_team(num_threads, 1, [&](Team& team) { multiply(team, product, kernels); });
 }
 
 using PlaceArgument = std::pair<int, int64_t>; // buffer and bytes into each row
@@ -209,7 +208,8 @@ void add_program(nb::module_& m) {
                 const std::optional<std::string>& isa) {
                  std::vector<Buffer> made;
                  for (const auto& [start, row_bytes] : buffers) made.push_back({start, row_bytes});
-                 new (self) Program(std::move(made), choose(isa));
+                 const Isa& chosen = choose(isa);
+                 new (self) Program(std::move(made), chosen, linear_of(chosen));
              })
         .def("rms_norm",
              [](Program& self, PlaceArgument x, PlaceArgument y, uintptr_t weight_D, int64_t d, float eps) {
@@ -227,7 +227,6 @@ void add_program(nb::module_& m) {
             "multiply",
             [](Program& self, PlaceArgument x, PlaceArgument y, const std::string& weights, uintptr_t panels,
                uintptr_t scale, uintptr_t bias, int64_t n, int64_t k) {
-                require(has_linear(), "this processor has no products of packed weights");
                 self.multiply(to_place(x), to_place(y),
                               {weights_of(weights), at<>(panels), at<float>(scale), at<float>(bias), n, k});
             },
@@ -291,7 +290,9 @@ NB_MODULE(_kernels, m) {
     m.def("draw", alpage::py_draw, free_gil);
     m.def("log_sum_exp", alpage::py_log_sum_exp, free_gil);
     m.attr("panel") = alpage::kPanel;
-    m.def("has_linear", alpage::has_linear);
+    m.def("has_linear", [](const std::string& weights, const std::optional<std::string>& isa) {
+        return alpage::linear_of(alpage::choose(isa)).multiply[static_cast<int>(alpage::weights_of(weights))] != nullptr;
+    });
     m.attr("group") = alpage::kGroup;
     m.attr("group_bytes") = sizeof(alpage::Group);
     m.def("pack", alpage::py_pack, free_gil);

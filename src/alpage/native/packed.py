@@ -54,10 +54,16 @@ class PackedWeight:
         return num_bytes
 
 
-def has_linear() -> bool:
-    """Whether this machine has the kernels, and the instructions that they need."""
+def has_linear(kind: Kind = "bfloat16", *, isa: str | None = None) -> bool:
+    """Whether there are kernels that multiply with packed weights of a kind.
+
+    Args:
+        kind: see `PackedWeight`. Those of bfloat16 are multiplied everywhere, the others where
+            there are instructions for 8 bits.
+        isa: an instruction set by name; None: the best of this machine.
+    """
     module = import_kernels()
-    return isinstance(module, ModuleType) and bool(module.has_linear())
+    return isinstance(module, ModuleType) and bool(module.has_linear(kind, isa))
 
 
 def pack(weight_NK: Tensor) -> PackedWeight:
@@ -114,7 +120,9 @@ def pack_int4(number_NK: Tensor, scale_NB: Tensor, minimum_NB: Tensor) -> Packed
     return PackedWeight(kind="int4", num_in=num_in, num_out=num_out, panels=panels)
 
 
-def linear(x: Tensor, weight: PackedWeight, bias_N: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: PackedWeight, bias_N: Tensor | None = None, *, isa: str | None = None
+) -> Tensor:
     """Return x times a packed weight, plus a bias.
 
     Where the weight is not of bfloat16, a row of x is rounded to 8 bits, with a scale for each 96
@@ -125,6 +133,7 @@ def linear(x: Tensor, weight: PackedWeight, bias_N: Tensor | None = None) -> Ten
         x: bfloat16, [..., K], last dim dense.
         weight: N rows of K.
         bias_N: float32.
+        isa: an instruction set by name; None: the best.
 
     Returns:
         bfloat16, [..., N].
@@ -149,6 +158,7 @@ def linear(x: Tensor, weight: PackedWeight, bias_N: Tensor | None = None) -> Ten
         weight.num_in,
         groups.data_ptr(),
         torch.get_num_threads(),
+        isa,
     )
     return y_MN.view(*x.shape[:-1], weight.num_out)
 

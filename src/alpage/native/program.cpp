@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <stdexcept>
 #include <utility>
 
 namespace alpage {
@@ -115,17 +116,21 @@ void Program::rotate(Place x, Place turn, Place y, Heads heads) {
 
 void Program::quantize(Place x, Place y, int64_t k) {
     const int64_t x_stride = row_bytes(x) / kElement, y_stride = row_bytes(y) / int64_t(sizeof(Group));
-    add_rows(k, [=](const Frame& f, int64_t first, int64_t end) {
-        alpage::quantize({f.at(x), reinterpret_cast<Group*>(f.at(y)), x_stride, y_stride, k}, first, end);
+    add_rows(k, [=, kernel = linear_.quantize](const Frame& f, int64_t first, int64_t end) {
+        const Quantization rounding{f.at(x), reinterpret_cast<Group*>(f.at(y)), x_stride, y_stride, k, kernel};
+        alpage::quantize(rounding, first, end);
     });
 }
 
 void Program::multiply(Place x, Place y, const Matrix& w) {
+    if (!linear_.multiply[static_cast<int>(w.weights)])
+        throw std::invalid_argument("this processor has no products of such weights");
     const int64_t element = w.weights == Weights::bfloat16 ? kElement : int64_t(sizeof(Group));
     const int64_t x_stride = row_bytes(x) / element, y_stride = row_bytes(y) / kElement;
-    add_whole([=](Team& team, const Frame& f) {
-        alpage::multiply(team, {w.weights, f.at(x), w.panels, w.scale, w.bias, f.at(y), x_stride, y_stride,
-                                f.data.num_tokens, w.n, w.k});
+    add_whole([=, &kernels = linear_](Team& team, const Frame& f) {
+        const Product product{w.weights, f.at(x), w.panels, w.scale, w.bias, f.at(y), x_stride, y_stride,
+                              f.data.num_tokens, w.n, w.k};
+        alpage::multiply(team, product, kernels);
     });
 }
 

@@ -59,7 +59,8 @@ struct StepData {
 
 class Program {
  public:
-    Program(std::vector<Buffer> buffers, const Isa& isa) : buffers_(std::move(buffers)), isa_(isa) {}
+    Program(std::vector<Buffer> buffers, const Isa& isa, const LinearKernels& linear)
+        : buffers_(std::move(buffers)), isa_(isa), linear_(linear) {}
 
     void rms_norm(Place x, Place y, const void* weight_D, int64_t d, float eps);
     void silu_mul(Place both, Place y, int64_t f);
@@ -90,6 +91,7 @@ class Program {
 
     std::vector<Buffer> buffers_;
     const Isa& isa_;
+    const LinearKernels& linear_;
     std::vector<Stage> stages_;
     std::map<int, std::pair<Heads, int>> plans_; // by window: query heads, key/value heads
 };

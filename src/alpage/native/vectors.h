@@ -146,8 +146,8 @@ ALPAGE_INLINE Vec exp2(Vec x) {
     y = y * f + 2.4022651e-1f;
     y = y * f + 6.9314718e-1f;
     y = y * f + 1.0f;
-    const IntVec exponent = bit_cast<IntVec>(shifted) << 23; // the low bits of `shifted` hold the whole number
-    return x < -126.0f ? Vec{} : bit_cast<Vec>(bit_cast<IntVec>(y) + exponent);
+    const WordVec exponent = bit_cast<WordVec>(shifted) << 23; // the low bits of `shifted` hold the whole number
+    return x < -126.0f ? Vec{} : bit_cast<Vec>(bit_cast<WordVec>(y) + exponent);
 }
 
 } // namespace alpage::ALPAGE_ISA

@@ -13,10 +13,10 @@ from alpage.native import PackedWeight
 __all__ = ["PackedWeight", "is_packable", "linear", "packed", "packed_blocks", "packed_int4"]
 
 
-def is_packable(weight: Tensor) -> bool:
-    """Whether our kernels multiply with a matrix of floats like this one."""
+def is_packable(weight: Tensor, kind: native.Kind = "bfloat16") -> bool:
+    """Whether our kernels multiply activations like this tensor with packed weights of a kind."""
     is_supported = weight.device.type == "cpu" and weight.dtype == torch.bfloat16
-    return is_supported and native.has_linear()
+    return is_supported and native.has_linear(kind)
 
 
 def packed(weight_NK: Tensor, scale_N: Tensor | None = None) -> PackedWeight | None:
@@ -26,11 +26,9 @@ def packed(weight_NK: Tensor, scale_N: Tensor | None = None) -> PackedWeight | N
         weight_NK: bfloat16, or int8 with a scale for each row.
         scale_N: of the rows of int8, in the dtype of activations.
     """
-    if not is_packable(weight_NK if scale_N is None else scale_N):
-        return None
     if scale_N is None:
-        return native.pack(weight_NK)
-    return native.pack_int8(weight_NK, scale_N.float())
+        return native.pack(weight_NK) if is_packable(weight_NK) else None
+    return native.pack_int8(weight_NK, scale_N.float()) if is_packable(scale_N, "int8") else None
 
 
 def packed_blocks(number_NK: Tensor, scale_NB: Tensor) -> PackedWeight:
@@ -39,7 +37,7 @@ def packed_blocks(number_NK: Tensor, scale_NB: Tensor) -> PackedWeight:
 
 
 def packed_int4(number_NK: Tensor, scale_NB: Tensor, minimum_NB: Tensor) -> PackedWeight:
-    """Return a matrix of 4 bits for `linear`, which is there where bfloat16 `is_packable`."""
+    """Return a matrix of 4 bits for `linear`, where that kind `is_packable`."""
     return native.pack_int4(number_NK, scale_NB, minimum_NB)
 
 

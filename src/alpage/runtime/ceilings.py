@@ -62,7 +62,7 @@ def matmul_load(device: torch.device, dtype: torch.dtype) -> Load:
 
 def int8_load(device: torch.device, dtype: torch.dtype) -> Load:
     """Return the product of a matrix in 8 bits, by our kernels where these serve."""
-    if device.type != "cpu" or dtype != torch.bfloat16 or not native.has_linear():
+    if device.type != "cpu" or dtype != torch.bfloat16 or not native.has_linear("int8"):
         return matmul_load(device, dtype)
     size = _MATRIX_SIZE[device.type]
     x_MK = torch.randn(size, size, device=device).to(dtype)

@@ -27,8 +27,8 @@ class EngineConfig:
     """How an engine uses its machine.
 
     Args:
-        dtype: "auto", "bfloat16", "float16" or "float32"; auto is bfloat16 where the device
-            computes in it, else float32.
+        dtype: "auto", "bfloat16", "float16" or "float32"; auto is bfloat16 where the device or our
+            kernels compute in it, else float32.
         quantization: "int8" keeps matrices in 8 bits with a scale a row; "int4" those of a GGUF
             file of Q4_0 or Q4_1 as they are; None: in `dtype`.
         device: "auto", "cpu", "cuda" or "cuda:N"; auto is a GPU if there is one.

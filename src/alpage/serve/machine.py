@@ -4,6 +4,7 @@ import torch
 
 from alpage.errors import Unsupported
 from alpage.hardware import available_memory_bytes, cpu_features, has_bf16_compute
+from alpage.ops.linear import is_packable
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -28,12 +29,13 @@ def find_device(name: str) -> torch.device:
 
 
 def find_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of a name: auto is bfloat16 where the device computes in it."""
+    """Return the dtype of a name: auto is bfloat16 where it is as fast as float32, or faster."""
     if name == "auto":
         is_fast = (
             torch.cuda.is_bf16_supported(including_emulation=False)
             if device.type == "cuda"
             else has_bf16_compute(cpu_features())
+            or is_packable(torch.empty(0, dtype=torch.bfloat16))
         )
         return torch.bfloat16 if is_fast else torch.float32
     return _DTYPES[name]
