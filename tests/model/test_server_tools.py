@@ -10,7 +10,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from alpage import LLM, Guide
+from alpage import LLM, Guide, SamplingParams
+from alpage.errors import InvalidValue, Unsupported
 from alpage.models import Tokenizer
 from alpage.serve.http import Service
 from alpage.serve.http.tool_calls import CLOSE, OPEN
@@ -339,6 +340,24 @@ def test_words_about_tools_join_the_system_message(client, llm, style):
     prompt = prompt_of(client, llm, [system, *MESSAGES], tools=TOOLS)
     assert prompt.startswith("<|system|>Be brief.\n\nYou can call")
     assert prompt.count("<|system|>") == 1
+
+
+def test_llm_gives_the_template_the_tools_as_the_server_does(client, llm, style):
+    if style == "none":
+        with pytest.raises(Unsupported, match="knows"):
+            llm.chat(MESSAGES, tools=TOOLS)
+        assert llm.encode_chat(MESSAGES, []) == llm.encode_chat(MESSAGES)
+        return
+    params = SamplingParams(max_tokens=2, temperature=0)
+    seen = prompt_of(client, llm, MESSAGES, tools=TOOLS)
+    both = llm.chat([MESSAGES, MESSAGES], params, tools=TOOLS)
+    for output in both:
+        ids = list(output.prompt_token_ids)
+        assert ids == llm.tokenizer.encode(seen, add_special_tokens=False)
+    assert "weather of a city" in seen
+    for wrong in (WEATHER, ["weather"], "weather"):
+        with pytest.raises(InvalidValue, match="list of tables"):
+            llm.chat(MESSAGES, params, tools=wrong)
 
 
 # -- what is refused -------------------------------------------------------------------------------

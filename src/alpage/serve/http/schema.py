@@ -118,10 +118,10 @@ class FunctionDefinition(msgspec.Struct, forbid_unknown_fields=True, omit_defaul
 
 @final
 class Tool(msgspec.Struct, forbid_unknown_fields=True):
-    """A tool, of the one kind there is."""
+    """A tool, of the one kind there is; in the order in which models have seen such."""
 
-    function: FunctionDefinition
     type: Literal["function"]
+    function: FunctionDefinition
 
 
 @final
