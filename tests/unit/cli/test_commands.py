@@ -142,6 +142,21 @@ def test_schema_that_is_none_is_refused_before_the_model(command_line, tmp_path)
         assert message in err
 
 
+def test_traces_without_their_extra_are_refused_before_the_model(command_line, monkeypatch):
+    monkeypatch.delitem(sys.modules, "alpage.serve.http.traces", raising=False)
+    missing = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+    monkeypatch.setitem(sys.modules, missing, None)
+    by_option = ("serve", "/no/such/model", "--port", "0", "--otlp-endpoint", "http://127.0.0.1:9")
+    status, out, err = command_line(*by_option)
+    assert (status, out) == (1, "")
+    assert err.startswith("error: otlp_endpoint='http://127.0.0.1:9': needs OpenTelemetry")
+    assert "Install alpage[otel]" in err
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:8")
+    status, _, err = command_line("serve", "/no/such/model", "--port", "0")
+    assert status == 1
+    assert err.startswith("error: otlp_endpoint='http://127.0.0.1:8': needs")
+
+
 def test_kv_memory_is_read_before_the_model(command_line, tmp_path):
     status, _, err = command_line("generate", tmp_path, "-p", "x", "--kv-memory", "lots")
     assert status == 1

@@ -1,7 +1,7 @@
 """Service: what the routes have in common: a model, its engine, and what requests of it become."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, final
 
@@ -40,7 +40,7 @@ from alpage.serve.http.texts import Texts, check_prompt_ids, prompts_of
 from alpage.serve.http.ticket import Ticket
 from alpage.serve.http.tool_forms import tool_guide
 from alpage.serve.http.tools import Tooling, check_beams, tooling_of
-from alpage.serve.http.visits import Visits
+from alpage.serve.http.visits import Visit, Visits
 from alpage.serve.params import BeamSearchParams, SamplingParams
 
 if TYPE_CHECKING:
@@ -55,9 +55,17 @@ class Service:
         link: to what makes its steps; the service has it to itself.
         tokenizer: the model's, if it has one.
         settings: how it is served.
+        watch: takes each HTTP request once it is over.
     """
 
-    def __init__(self, link: EngineLink, tokenizer: "Tokenizer | None", settings: Settings) -> None:
+    def __init__(
+        self,
+        link: EngineLink,
+        tokenizer: "Tokenizer | None",
+        settings: Settings,
+        *,
+        watch: Callable[[Visit], None] | None = None,
+    ) -> None:
         self.settings = settings
         self.limits = link.limits
         self.texts = Texts(tokenizer, link.limits)
@@ -68,7 +76,7 @@ class Service:
         )
         has_tokenizer = tokenizer is not None
         self.guides = Guides(self.engine, settings.guide_timeout_s, has_tokenizer=has_tokenizer)
-        self.visits = Visits(is_logged=settings.logs_requests)
+        self.visits = Visits(is_logged=settings.logs_requests, watch=watch)
         self.metrics = Metrics(
             self.visits,
             model=settings.names[0],
