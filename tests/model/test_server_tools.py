@@ -282,6 +282,15 @@ def test_schema_that_cannot_be_kept_holds_nobody_unless_it_is_strict(client):
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
 
 
+def test_text_with_tools_goes_on_behind_its_end_if_it_is_told_to(client, llm):
+    body = {"tools": [CLOCK], "max_tokens": 12, "temperature": 0}
+    body["logit_bias"] = {str(token): 100 for token in llm.tokenizer.eos_ids}
+    assert client.chat(MESSAGES, **body)["usage"]["completion_tokens"] == 1
+    reply = client.chat(MESSAGES, **body, ignore_eos=True)
+    assert reply["usage"]["completion_tokens"] == 12
+    assert reply["choices"][0]["finish_reason"] == "length"
+
+
 def test_text_without_calls_is_as_it_was(client):
     body = {"messages": MESSAGES, "temperature": 0, "max_tokens": 30, "tools": [CLOCK]}
     (choice,) = client.chat(**body)["choices"]

@@ -1,9 +1,12 @@
 """Tool forms: texts that a model may write where it may call, character by character."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from alpage.serve.grammars import Grammars
 from alpage.serve.http.schema import FunctionDefinition, Tool
+from alpage.serve.http.texts import Texts
 from alpage.serve.http.tool_calls import ToolReader
 from alpage.serve.http.tool_forms import HERMES, tool_guide
 from alpage.serve.http.tools import Tooling
@@ -115,6 +118,13 @@ def test_mark_that_is_no_text_may_stand_before():
     assert end_of(PARALLEL, tokens) == (len(tokens) - len('onn"'), False)
     assert end_of(PARALLEL, [MARK, *b"words"])[1]
     assert end_of(PARALLEL, [*b"words", MARK]) == (5, False)
+
+
+def test_marks_are_tokens_that_are_no_text():
+    ids = {"[TOOL_CALLS]": END, "<tool_call>": MARK, "<|python_tag|>": 7}
+    tokenizer = SimpleNamespace(token_to_id=ids.get, special_ids={END, MARK})
+    assert Texts(tokenizer, None).tool_mark_ids == [END, MARK]
+    assert Texts(SimpleNamespace(token_to_id={}.get), None).tool_mark_ids == []
 
 
 @pytest.mark.parametrize("text", FREE + SEVERAL)

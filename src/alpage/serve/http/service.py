@@ -197,13 +197,16 @@ class Service:
         form = guide_of(asked)
         if tooling is None or asked.use_beam_search:
             return await self.guides.compiled(*form)
+        is_dispensable = tooling.is_free and form[0] is None
+        if is_dispensable and asked.ignore_eos:
+            # A form ends where the model ends it.
+            return None
         texts = self.texts
         try:
             return await self.guides.compiled(
                 *tool_guide(tooling, texts.tool_style, form, texts.tool_mark_ids)
             )
         except Refusal as refusal:
-            is_dispensable = tooling.is_free and form[0] is None
             if not is_dispensable or refusal.status != HTTPStatus.BAD_REQUEST:
                 raise
             return None

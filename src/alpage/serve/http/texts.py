@@ -114,8 +114,8 @@ class Texts:
 
     @property
     def tool_mark_ids(self) -> list[int]:
-        """Tokens that stand before calls, where they are no text."""
-        found = map(self.tokenizer.token_to_id, MARKS)
+        """Tokens that stand before calls and are no text, if the model has such."""
+        found = map(self.tokenizer.token_to_id, (*MARKS, OPEN))
         return [token for token in found if token is not None and self.is_special(token)]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
