@@ -62,6 +62,17 @@ def test_rates_in_turn(bench):
     assert (at_once["pace"], at_once["rate"]) == (None, "inf")
 
 
+def test_chats(bench, tmp_path):
+    (run,) = bench(*SHORT, "--rate", "inf", "--endpoint", "chat")["runs"]
+    assert (run["failures"], run["output_tokens"]) == ({}, 6 * 5)
+    # Words of a tiny vocabulary are several tokens each.
+    assert run["prompt_tokens"] > 6 * 8
+    path = tmp_path / "w.jsonl"
+    path.write_text('{"prompt": "text", "output_tokens": 3, "n": 2}\n')
+    (run,) = bench("--workload", path, "--endpoint", "/v1/chat/completions")["runs"]
+    assert (run["failures"], run["output_tokens"]) == ({}, 6)
+
+
 @pytest.mark.parametrize("name", ["w.jsonl", "trace.csv"])
 def test_workloads_are_replayed_at_their_times(bench, tmp_path, name):
     path = tmp_path / name
@@ -99,6 +110,7 @@ REFUSED = {
     "ids the model has not": (("URL", "--vocab-size", "99999"), "--vocab-size"),
     "unknown field": (("URL", "--extra-body", '{"unheard": 1}'), "unknown_parameter"),
     "no object": (("URL", "--extra-body", "[]"), "is no JSON object"),
+    "no endpoint": (("URL", "--endpoint", "responses"), "must be completions or chat"),
     "no rate": (("URL", "--rate", "fast"), "must be numbers"),
     "nought": (("URL", "--rate", "0"), "rate=0.0"),
     "no requests": (("URL", "--num-requests", "0"), "num_requests=0"),

@@ -87,6 +87,15 @@ def test_vllms_words_in_both_routes(client, outputs, is_right):
         assert is_right(choice["text"])
 
 
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_vllms_older_words_mean_the_same(client, name):
+    ((kind, value),) = OUTPUTS[name][0].items()
+    is_right = OUTPUTS[name][1]
+    body = {f"guided_{kind}": value, "max_tokens": 500, "response_format": {"type": "text"}}
+    assert is_right(client.chat(MESSAGES, **body)["choices"][0]["message"]["content"])
+    assert is_right(client.complete([5, 6], **body)["choices"][0]["text"])
+
+
 def test_what_cannot_be_kept_is_left_out_unless_strict(client):
     schema = POINT | {
         "properties": POINT["properties"] | {"x": {"type": "integer", "maximum": 9, "minimum": 0}}
@@ -152,6 +161,14 @@ BAD = {
     "two": (by_outputs(regex="a", choice=["a"]), OUTPUTS_PARAM),
     "unknown word": (by_outputs(yaml="a"), "structured_outputs.yaml"),
     "both": (by_schema(POINT, structured_outputs={"regex": "a"}), FORMAT_PARAM),
+    "old regex": ({"guided_regex": "(a"}, "guided_regex"),
+    "old schema": ({"guided_json": '{"type": "strin"}'}, "guided_json"),
+    "no old choice": ({"guided_choice": []}, "guided_choice"),
+    "old grammar": ({"guided_grammar": "start: a"}, "guided_grammar"),
+    "two old ones": ({"guided_json": POINT, "guided_regex": "a"}, "guided_json"),
+    "old and new": (by_outputs(regex="a", choice=None) | {"guided_regex": "a"}, OUTPUTS_PARAM),
+    "old and format": (by_schema(POINT, guided_choice=["a"]), FORMAT_PARAM),
+    "old and beams": ({"guided_choice": ["a"], "use_beam_search": True}, "guided_choice"),
     "beams": (by_schema(POINT, use_beam_search=True, n=2), FORMAT_PARAM),
 }
 

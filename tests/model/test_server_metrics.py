@@ -7,11 +7,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from alpage import LLM
 from tiny_llama import make_tiny_llama
-from tiny_server import NAME, Client, process_of, service_of
+from tiny_server import Client, process_of, service_of
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
 IDS = [5, 6, 7, 8, 9]
@@ -30,28 +29,12 @@ def client(llm):
         yield Client(service)
 
 
-def metrics_of(client):
-    """Return samples by name and labels, without the label that all have."""
-    response = client.get("/metrics")
-    assert response.status_code == 200
-    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
-    found = {}
-    for family in text_string_to_metric_families(response.text):
-        for sample in family.samples:
-            labels = {k: v for k, v in sample.labels.items() if k not in {"model", "engine"}}
-            assert labels.pop("model_name", NAME) == NAME
-            key = (sample.name, *sorted(labels.values()))
-            assert key not in found
-            found[key] = sample.value
-    return found
-
-
 def test_requests_are_counted(client):
     client.complete(IDS, max_tokens=6, **EXACT)
     client.complete([11, 12, 13], max_tokens=1, n=2, seed=1, ignore_eos=True)
     parts = client.stream("/v1/completions", {"prompt": IDS, "max_tokens": 4} | EXACT)
     assert parts
-    found = metrics_of(client)
+    found = client.metrics()
     assert found["alpage_prompt_tokens_total",] == 13
     assert found["alpage_generated_tokens_total",] == 6 + 2 + 4
     assert found["alpage_cached_prompt_tokens_total",] == found["alpage_prefix_cache_hits_total",]
@@ -90,7 +73,7 @@ def test_memory_is_looked_at_while_it_is_used(client):
     waste = [float(re.search(r"alpage_kv_waste_ratio\{.*\} (.*)", t)[1]) for t in seen]
     assert max(shared) >= 3
     assert 0 < max(waste) < 1
-    assert metrics_of(client)["alpage_kv_page_copies_total",] >= 3
+    assert client.metrics()["alpage_kv_page_copies_total",] >= 3
 
 
 def test_refusals_are_counted_by_status_and_code(llm):
@@ -120,7 +103,7 @@ def test_steps_that_fail_are_errors(llm, client, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(llm.engine.runner, "start", fail)
         assert client.post("/v1/completions", {"prompt": IDS}).status_code == 500
-    found = metrics_of(client)
+    found = client.metrics()
     assert found["alpage_requests_finished_total", "error"] == 1
     assert found["alpage_refusals_total", "500", "internal_error"] == 1
 
@@ -132,7 +115,7 @@ def test_preemptions_are_counted(tmp_path):
         client = Client(service)
         prompts = [[5 + number] * 20 for number in range(6)]
         client.complete(prompts, max_tokens=30, **EXACT)
-        found = metrics_of(client)
+        found = client.metrics()
     num = llm.engine.scheduler.num_preemptions
     assert num > 0
     by = (found["alpage_preemptions_total", "recompute"], found["alpage_preemptions_total", "swap"])
@@ -144,7 +127,7 @@ def test_vllm_names_are_there_beside_ours(llm):
     with service_of(llm, has_vllm_metrics=True) as service:
         client = Client(service)
         client.complete(IDS, max_tokens=3, **EXACT)
-        found = metrics_of(client)
+        found = client.metrics()
     for name, value in {
         ("vllm:prompt_tokens_total",): 5,
         ("vllm:generation_tokens_total",): 3,
@@ -164,11 +147,11 @@ def test_services_share_no_metrics(llm):
     with service_of(llm) as service:
         Client(service).complete(IDS, max_tokens=2)
     with service_of(llm) as service:
-        assert metrics_of(Client(service))["alpage_prompt_tokens_total",] == 0
+        assert Client(service).metrics()["alpage_prompt_tokens_total",] == 0
 
 
 def test_dashboard_asks_for_what_there_is(client):
-    names = {key[0] for key in metrics_of(client)} | {"alpage_refusals_total"}
+    names = {key[0] for key in client.metrics()} | {"alpage_refusals_total"}
     dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     queries = [t["expr"] for panel in dashboard["panels"] for t in panel.get("targets", ())]
     assert len(queries) > 15

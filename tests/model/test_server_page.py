@@ -242,6 +242,81 @@ def test_snapshot_agrees_with_the_engine_and_four_continuations_share(llm, monke
         asyncio.run(run(service, Client(service)))
 
 
+GAUGES = ("requests_running", "requests_waiting", "kv_pages", "kv_pages_held", "kv_pages_shared")
+
+
+def gauges_of_map(moment):
+    """What `/metrics` would say of a moment of the page map."""
+    held = [cell for cell in table_of(moment) if cell[1]]
+    num_pages = sum(memory["num_pages"] for memory in moment["memories"])
+    assert num_pages - len(held) == sum(memory["num_free"] for memory in moment["memories"])
+    num_shared = sum(cell[1] for cell in held) - len(held)
+    return (moment["num_running"], moment["num_waiting"], num_pages, len(held), num_shared)
+
+
+def gauges_of(metrics):
+    return tuple(metrics[f"alpage_{name}",] for name in GAUGES)
+
+
+def test_map_and_metrics_say_the_same_between_two_steps(llm, monkeypatch):
+    steps = Held(llm, monkeypatch)
+    (engine,) = llm.engine.engines
+
+    async def run(service, client):
+        body = {"prompt": [PROMPT] * 2 + [[*range(50, 90)]], "n": 3} | LONG
+        task = asyncio.create_task(asyncio.to_thread(client.post, "/v1/completions", body))
+        await until(lambda: engine.scheduler.num_waiting == 3)
+        for num_steps in (0, 1, 7, 30):
+            target = engine.num_steps + num_steps
+            steps.let(num_steps)
+            await until(lambda target=target: engine.num_steps == target)
+            metrics = await asyncio.to_thread(client.metrics)
+            moment = (await asyncio.to_thread(client.get, "/live/snapshot")).json()
+            assert gauges_of(metrics) == gauges_of_map(moment)
+            held = [cell for cell in table_of(moment) if cell[1]]
+            waste = 1 - sum(cell[2] for cell in held) / (len(held) * moment["page_size"] or 1)
+            assert metrics["alpage_kv_waste_ratio",] == pytest.approx(waste if held else 0)
+        assert moment["num_running"] > 0
+        assert gauges_of_map(moment)[-1] > 0
+        service.engine.refuse_all()
+        steps.let(5000)
+        await task
+
+    with service_of(llm) as service:
+        asyncio.run(run(service, Client(service)))
+
+
+def test_map_and_metrics_differ_under_load_by_what_steps_change(llm):
+    """Every look is of another step; a sequence that draws takes a page a step at most."""
+    num_sequences = 6
+
+    async def run(service, client):
+        before = await asyncio.to_thread(client.metrics)
+        idle = (await asyncio.to_thread(client.get, "/live/snapshot")).json()
+        offset = idle["num_steps"] - before["alpage_steps_total",]
+        body = {"prompt": [PROMPT] * 2, "n": 3} | LONG
+        task = asyncio.create_task(asyncio.to_thread(client.post, "/v1/completions", body))
+        (engine,) = llm.engine.engines
+        await until(lambda: sum(len(g.sequences) for g in engine.scheduler.running) == 6)
+        num_apart = 0
+        for _ in range(10):
+            metrics = await asyncio.to_thread(client.metrics)
+            moment = (await asyncio.to_thread(client.get, "/live/snapshot")).json()
+            num_steps = moment["num_steps"] - offset - metrics["alpage_steps_total",]
+            assert num_steps >= 0
+            num_apart += num_steps > 0
+            of_map, of_metrics = gauges_of_map(moment), gauges_of(metrics)
+            assert of_map[:3] == of_metrics[:3] == (2, 0, of_metrics[2])
+            assert 0 <= of_map[3] - of_metrics[3] <= num_sequences * num_steps
+            assert of_map[4] == of_metrics[4] > 0
+        assert num_apart, "the engine was at work"
+        service.engine.refuse_all()
+        await task
+
+    with service_of(llm) as service:
+        asyncio.run(run(service, Client(service)))
+
+
 def test_stream_adds_up_to_what_is_there(llm, monkeypatch):
     """The first event is whole; the others change it into what the engine has."""
     steps = Held(llm, monkeypatch)

@@ -10,9 +10,12 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from alpage import LLM, Guide
+from alpage import LLM, Guide, SamplingParams
+from alpage.errors import InvalidValue, Unsupported
 from alpage.models import Tokenizer
+from alpage.serve.http import Service
 from alpage.serve.http.tool_calls import CLOSE, OPEN
+from alpage.serve.http.tool_forms import tool_guide
 from tiny_llama import CHAT_TEMPLATE, make_tiny_llama
 from tiny_server import NAME, Client, process_of, service_of
 
@@ -99,6 +102,20 @@ def is_weather(call):
     return list(arguments) == ["city", "days"] and 1 <= arguments["days"] <= 7
 
 
+def calls_of(parts):
+    """Put the calls of a stream together: the first part of each names it, the others go on."""
+    calls = []
+    for part in parts:
+        for call in part["choices"][0]["delta"].get("tool_calls", []):
+            if call.pop("index") == len(calls):
+                calls.append(call)
+            else:
+                assert call.keys() == {"function"}
+                assert call["function"].keys() == {"arguments"}
+                calls[-1]["function"]["arguments"] += call["function"]["arguments"]
+    return calls
+
+
 # -- calls that must be made -----------------------------------------------------------------------
 
 
@@ -141,8 +158,7 @@ def test_streamed_calls_are_the_whole(client):
     parts = client.stream(CHATS, body)
     deltas = [part["choices"][0]["delta"] for part in parts]
     assert deltas[0] == {"role": "assistant", "content": ""}
-    calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
-    assert [call.pop("index") for call in calls] == list(range(len(calls)))
+    calls = calls_of(parts)
     for call in (*calls, *choice["message"]["tool_calls"]):
         del call["id"]
     assert calls == choice["message"]["tool_calls"]
@@ -152,7 +168,31 @@ def test_streamed_calls_are_the_whole(client):
     assert set(reasons[:-1]) == {None}
 
 
-def test_call_that_is_cut_is_no_call(client):
+def test_arguments_come_while_they_are_made(client):
+    body = {"messages": MESSAGES, "tools": TOOLS, "tool_choice": NAMED, "max_tokens": 1500}
+    parts = client.stream(CHATS, body | {"seed": 3})
+    deltas = [p["choices"][0]["delta"].get("tool_calls", [None])[0] for p in parts]
+    first, *others = [delta["function"] for delta in deltas if delta]
+    assert (first["name"], first["arguments"]) == ("weather", "")
+    assert len(others) > 3
+    assert all(other["arguments"] for other in others)
+    assert is_weather(calls_of(parts)[0])
+
+
+def test_call_that_is_cut_has_what_came_of_it(client):
+    """As much whole as in pieces; nobody is told that it is complete."""
+    body = {"messages": MESSAGES, "tools": TOOLS, "tool_choice": NAMED, "seed": 3}
+    full = client.chat(**body, max_tokens=1500)["usage"]["completion_tokens"]
+    body["max_tokens"] = full - 3
+    (choice,) = client.chat(**body)["choices"]
+    assert choice["finish_reason"] == "length"
+    (call,) = choice["message"]["tool_calls"]
+    parts = client.stream(CHATS, body)
+    assert calls_of(parts)[0]["function"] == call["function"]
+    assert parts[-1]["choices"][0]["finish_reason"] == "length"
+
+
+def test_call_that_is_cut_before_its_name_is_no_call(client):
     reply = client.chat(MESSAGES, tools=TOOLS, tool_choice=NAMED, max_tokens=4)
     (choice,) = reply["choices"]
     assert choice["finish_reason"] == "length"
@@ -183,10 +223,11 @@ def test_answer_has_its_form_where_it_is_no_call(client):
 def test_call_of_a_models_own_accord_is_found(llm, style):
     """The service's form is taken away behind its back, and one put in that says the call."""
     said = Guide.choice([SPOKEN[style]])
-    with (
-        service_of(llm) as service,
-        patch("alpage.serve.http.service.chat_guide", lambda *_: (said, "tools")),
-    ):
+
+    async def form(*_):
+        return said
+
+    with service_of(llm) as service, patch.object(Service, "_form", form):
         client = Client(service)
         body = {"messages": MESSAGES, "tools": TOOLS, "max_tokens": 500}
         (choice,) = client.chat(**body)["choices"]
@@ -197,14 +238,57 @@ def test_call_of_a_models_own_accord_is_found(llm, style):
             CALL["arguments"],
         )
         parts = client.stream(CHATS, body)
-        (streamed,) = [
-            call for part in parts for call in part["choices"][0]["delta"].get("tool_calls", [])
-        ]
+        (streamed,) = calls_of(parts)
         assert streamed["function"] == call["function"]
         # Who may call nothing has said a text.
         (choice,) = client.chat(**(body | {"tool_choice": "none"}))["choices"]
         assert choice["message"]["content"] == SPOKEN[style]
         assert choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("is_parallel", [True, False])
+def test_call_that_a_model_begins_is_held_to_its_schema(llm, is_parallel):
+    """Texts are taken out of the form behind the service's back, so that there are calls."""
+
+    def shortened(*args):
+        guide, param = tool_guide(*args)
+        assert guide.source.count("(?s:.*)") == 1 + len(TOOLS)
+        source = guide.source.replace("SAID: /(?s:.*)/", 'SAID: ""').replace("(?s:.*)", "")
+        return Guide.grammar(source), param
+
+    with service_of(llm) as service:
+        client = Client(service)
+        body = {"messages": MESSAGES, "tools": TOOLS, "parallel_tool_calls": is_parallel}
+        with patch("alpage.serve.http.service.tool_guide", shortened):
+            reply = client.chat(**body, n=8, max_tokens=3000, min_tokens=2)
+    for choice in reply["choices"]:
+        calls = choice["message"]["tool_calls"]
+        assert len(calls) == 1 or is_parallel
+        whole = calls if choice["finish_reason"] == "tool_calls" else calls[:-1]
+        for call in whole:
+            is_clock = call["function"]["name"] == "clock"
+            assert json.loads(call["function"]["arguments"]) == {} if is_clock else is_weather(call)
+
+
+WRONG = {"type": "function", "function": {"name": "f", "parameters": {"type": "strin"}}}
+
+
+def test_schema_that_cannot_be_kept_holds_nobody_unless_it_is_strict(client):
+    body = {"messages": MESSAGES, "max_tokens": 3}
+    assert client.chat(**body, tools=[CLOCK, WRONG])["choices"]
+    assert client.chat(**body, tools=[WRONG], use_beam_search=True)["choices"]
+    strict = {"type": "function", "function": WRONG["function"] | {"strict": True}}
+    refused = client.post(CHATS, body | {"tools": [CLOCK, strict]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
+
+
+def test_text_with_tools_goes_on_behind_its_end_if_it_is_told_to(client, llm):
+    body = {"tools": [CLOCK], "max_tokens": 12, "temperature": 0}
+    body["logit_bias"] = {str(token): 100 for token in llm.tokenizer.eos_ids}
+    assert client.chat(MESSAGES, **body)["usage"]["completion_tokens"] == 1
+    reply = client.chat(MESSAGES, **body, ignore_eos=True)
+    assert reply["usage"]["completion_tokens"] == 12
+    assert reply["choices"][0]["finish_reason"] == "length"
 
 
 def test_text_without_calls_is_as_it_was(client):
@@ -265,6 +349,24 @@ def test_words_about_tools_join_the_system_message(client, llm, style):
     prompt = prompt_of(client, llm, [system, *MESSAGES], tools=TOOLS)
     assert prompt.startswith("<|system|>Be brief.\n\nYou can call")
     assert prompt.count("<|system|>") == 1
+
+
+def test_llm_gives_the_template_the_tools_as_the_server_does(client, llm, style):
+    if style == "none":
+        with pytest.raises(Unsupported, match="knows"):
+            llm.chat(MESSAGES, tools=TOOLS)
+        assert llm.encode_chat(MESSAGES, []) == llm.encode_chat(MESSAGES)
+        return
+    params = SamplingParams(max_tokens=2, temperature=0)
+    seen = prompt_of(client, llm, MESSAGES, tools=TOOLS)
+    both = llm.chat([MESSAGES, MESSAGES], params, tools=TOOLS)
+    for output in both:
+        ids = list(output.prompt_token_ids)
+        assert ids == llm.tokenizer.encode(seen, add_special_tokens=False)
+    assert "weather of a city" in seen
+    for wrong in (WEATHER, ["weather"], "weather"):
+        with pytest.raises(InvalidValue, match="list of tables"):
+            llm.chat(MESSAGES, params, tools=wrong)
 
 
 # -- what is refused -------------------------------------------------------------------------------

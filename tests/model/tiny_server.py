@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from alpage import LLM
 from alpage.serve.http import EngineThread, Service, Settings, make_app
@@ -62,6 +63,21 @@ class Client:
         response = self.post("/v1/chat/completions", {"messages": messages} | fields)
         assert response.status_code == 200, response.text
         return response.json()
+
+    def metrics(self) -> dict[tuple[str, ...], float]:
+        """Return what `/metrics` says by name and labels, without the label that all have."""
+        response = self.get("/metrics")
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+        found: dict[tuple[str, ...], float] = {}
+        for family in text_string_to_metric_families(response.text):
+            for sample in family.samples:
+                labels = {k: v for k, v in sample.labels.items() if k not in {"model", "engine"}}
+                assert labels.pop("model_name", NAME) == NAME
+                key = (sample.name, *sorted(labels.values()))
+                assert key not in found
+                found[key] = sample.value
+        return found
 
     def stream(self, path: str, body: Any) -> list[Any]:
         """Return the parts of a streamed answer, which ends as it should."""

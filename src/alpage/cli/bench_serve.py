@@ -21,6 +21,7 @@ from alpage.workload_file import RequestSpec, load_workload
 if TYPE_CHECKING:
     from alpage.cli.load_table import Run
     from alpage.load import Load, Slo
+    from alpage.load.target import Endpoint
 
 _API_KEY_VARIABLE = "ALPAGE_API_KEY"
 _VOCAB_SIZE = 32_000
@@ -38,6 +39,13 @@ def serve(  # noqa: PLR0913 - options of a command
             help="http://... of a server with OpenAI's interface, or a model to start one for.",
         ),
     ] = DEFAULT_MODEL,
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            help="What requests are sent to: completions, or chat, which says prompts as a user "
+            "and makes random ones of words."
+        ),
+    ] = "completions",
     workload: Annotated[
         Path | None,
         typer.Option(
@@ -132,6 +140,7 @@ def serve(  # noqa: PLR0913 - options of a command
             # Else a server that keeps prefixes would know the prompts of the rate before.
             seed=seed + number,
             extra=extra,
+            endpoint=_endpoint(endpoint),
             max_concurrency=max_concurrency,
         )
         for number, each in enumerate(rates)
@@ -209,6 +218,21 @@ def _specs(
     _positive("prompt_tokens", num_prompt)
     _positive("output_tokens", num_output)
     return [RequestSpec(prompt_tokens=num_prompt, output_tokens=num_output)] * (num_requests or 64)
+
+
+def _endpoint(text: str) -> "Endpoint":
+    # The routes themselves are what other benchmarks want here.
+    match text.removeprefix("/").removeprefix("v1/"):
+        case "completions":
+            return "completions"
+        case "chat" | "chat/completions":
+            return "chat"
+    raise InvalidValue(
+        field="endpoint",
+        value=text,
+        limit="must be completions or chat",
+        remedy="Choose one of these",
+    )
 
 
 def _rates(text: str | None, *, has_times: bool) -> list[float | None]:

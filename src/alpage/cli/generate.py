@@ -135,9 +135,16 @@ def _guide(json_schema: Path | None, regex: str | None) -> Guide | None:
             "a text has one form: leave out --json-schema", param_hint="--regex"
         )
     try:
-        return Guide.json(json_schema.read_text(encoding="utf-8"))
+        schema = json_schema.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
-        raise typer.BadParameter(str(error), param_hint="--json-schema") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InvalidValue(
+            field="json_schema",
+            value=str(json_schema),
+            limit=f"cannot be read: {reason}",
+            remedy="Give a file with a JSON schema",
+        ) from None
+    return Guide.json(schema)
 
 
 def _drawn(sampling: SamplingParams) -> SamplingParams:

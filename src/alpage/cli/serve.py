@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,15 +24,17 @@ from alpage.cli.options import (
     TargetItlOption,
 )
 from alpage.cli.terminal import print_note
-from alpage.errors import AlpageError, InvalidValue
+from alpage.errors import AlpageError, InvalidValue, Unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from alpage.models import Tokenizer
     from alpage.serve.http.engine_link import EngineLink
+    from alpage.serve.http.visits import Visit
 
 _API_KEY_VARIABLE = "ALPAGE_API_KEY"
+_OTLP_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _ENGINES = ("thread", "process")
 
 
@@ -85,6 +88,14 @@ def serve(  # noqa: PLR0913 - options of a command
     logs_requests: Annotated[
         bool, typer.Option("--log-requests", help="Print a JSON line per request on stderr.")
     ] = False,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of an OpenTelemetry collector that gets a span per request; needs "
+            "alpage[otel].",
+            show_default=f"${_OTLP_VARIABLES[1]}, or none",
+        ),
+    ] = None,
     seed: SeedOption = None,
 ) -> None:
     """Serve a model over HTTP, for clients of OpenAI's API. Ctrl-C or SIGTERM ends it."""
@@ -100,7 +111,7 @@ def serve(  # noqa: PLR0913 - options of a command
         logs_requests=logs_requests,
     )
     # An address that is taken is known before the model is loaded.
-    with bound(host, port) as at:
+    with bound(host, port) as at, _watched(otlp_endpoint, settings.names[0]) as watch:
         link, tokenizer = _linked(
             engine,
             model,
@@ -118,7 +129,27 @@ def serve(  # noqa: PLR0913 - options of a command
             target_itl_s=target_itl,
             seed=seed,
         )
-        listen(Service(link, tokenizer, settings), at, print_note)
+        listen(Service(link, tokenizer, settings, watch=watch), at, print_note)
+
+
+@contextmanager
+def _watched(endpoint: str | None, model: str) -> "Iterator[Callable[[Visit], None] | None]":
+    """Have what makes spans of requests, if they are wanted."""
+    if endpoint is None and not any(map(os.environ.get, _OTLP_VARIABLES)):
+        yield None
+        return
+    try:
+        from alpage.serve.http.traces import Traces, exporting
+    except ImportError as error:
+        raise Unsupported(
+            field="otlp_endpoint",
+            value=endpoint or next(filter(None, map(os.environ.get, _OTLP_VARIABLES))),
+            limit=f"needs OpenTelemetry, and there is no {error.name}",
+            remedy="Install alpage[otel], or leave out --otlp-endpoint and unset "
+            + " and ".join(_OTLP_VARIABLES),
+        ) from None
+    with exporting(endpoint) as provider:
+        yield Traces(provider, model).ended
 
 
 def _linked(kind: str, model: str, **options: Any) -> "tuple[EngineLink, Tokenizer | None]":

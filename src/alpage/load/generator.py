@@ -10,11 +10,17 @@ from typing import final
 
 from alpage.errors import InvalidValue
 from alpage.load.outcome import Outcome
-from alpage.load.target import Body, Target, to_body
+from alpage.load.target import Body, Endpoint, Target, to_body
 from alpage.workload_file import RequestSpec
 
 # In most vocabularies what is special comes first.
 _NUM_SPECIAL = 1000
+# Each is one token of most vocabularies, with the blank before it.
+_WORDS = (
+    "the of and to in is that for it as was with be by on not he his but at are this have from or "
+    "had an they which one you were all her she there would their we him been has when who will "
+    "more no if out so said what up its about than into them can only other time new some"
+)
 _WARM_UP = RequestSpec(prompt_tokens=16, output_tokens=2)
 
 
@@ -29,6 +35,7 @@ class Load:
         vocab_size: random prompts have ids below it.
         seed: of random prompts.
         extra: fields that every request gets.
+        endpoint: what they are sent to; a chat's random prompts are about as many words.
         max_concurrency: requests that are under way at a time; the others wait, and their waiting
             counts. None: no limit.
     """
@@ -38,6 +45,7 @@ class Load:
     vocab_size: int
     seed: int
     extra: Body
+    endpoint: Endpoint = "completions"
     max_concurrency: int | None = None
 
 
@@ -56,7 +64,7 @@ async def generate(
     """
     await target.check()
     draw = random.Random(load.seed)
-    bodies = [to_body(spec, _prompt(spec, load, draw), load.extra) for spec in load.specs]
+    bodies = [_body(spec, load, draw) for spec in load.specs]
     await _warm_up(target, load, draw)
     limit = asyncio.Semaphore(load.max_concurrency) if load.max_concurrency else None
     start_s = time.perf_counter()
@@ -79,7 +87,7 @@ async def generate(
 
 
 async def _warm_up(target: Target, load: Load, draw: random.Random) -> None:
-    body = to_body(_WARM_UP, _prompt(_WARM_UP, load, draw), load.extra)
+    body = _body(_WARM_UP, load, draw)
     failure = (await target.send(body, 0.0, time.perf_counter())).failure
     if failure is not None:
         raise InvalidValue(
@@ -91,8 +99,14 @@ async def _warm_up(target: Target, load: Load, draw: random.Random) -> None:
         )
 
 
+def _body(spec: RequestSpec, load: Load, draw: random.Random) -> Body:
+    return to_body(spec, _prompt(spec, load, draw), load.extra, load.endpoint)
+
+
 def _prompt(spec: RequestSpec, load: Load, draw: random.Random) -> str | list[int]:
     if spec.prompt is not None:
         return spec.prompt
+    if load.endpoint == "chat":
+        return " ".join(draw.choices(_WORDS.split(), k=spec.prompt_tokens or 0))
     low = min(_NUM_SPECIAL, load.vocab_size // 2)
     return [draw.randrange(low, load.vocab_size) for _ in range(spec.prompt_tokens or 0)]

@@ -1,9 +1,9 @@
-"""Target: a server with OpenAI's interface, asked for one streamed completion at a time."""
+"""Target: a server with OpenAI's interface, asked for one streamed completion or chat at a time."""
 
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import httpx
 import msgspec
@@ -13,6 +13,7 @@ from alpage.load.outcome import Outcome
 from alpage.workload_file import RequestSpec
 
 Body: TypeAlias = Mapping[str, Any]
+Endpoint: TypeAlias = Literal["completions", "chat"]
 
 _DATA = b"data:"
 _END = b"[DONE]"
@@ -20,11 +21,25 @@ _MAX_KIND_CHARACTERS = 60
 
 
 @final
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    # Of models that think aloud, as some servers have it.
+    reasoning_content: str | None = None
+
+
+@final
 class _Choice(msgspec.Struct):
     index: int = 0
     text: str = ""
+    delta: _Delta | None = None
     token_ids: list[int] | None = None
     finish_reason: str | None = None
+
+    @property
+    def brings_something(self) -> bool:
+        """Whether it is more than a sign of life."""
+        said = self.delta is not None and (self.delta.content or self.delta.reasoning_content)
+        return bool(self.text or said or self.token_ids)
 
 
 @final
@@ -57,15 +72,31 @@ class _Models(msgspec.Struct):
     data: list[dict[str, Any]]
 
 
-def to_body(spec: RequestSpec, prompt: str | list[int], extra: Body) -> Body:
-    """Return what a completion of a workload's request asks for.
+def to_body(
+    spec: RequestSpec, prompt: str | list[int], extra: Body, endpoint: Endpoint = "completions"
+) -> Body:
+    """Return what is asked for by a workload's request.
 
     Args:
         spec: the request.
         prompt: text or token ids.
         extra: fields that are added, or replace those that are here.
+        endpoint: chat: the prompt is what a user says.
+
+    Raises:
+        InvalidValue: a chat cannot have token ids.
     """
     body: dict[str, Any] = {"prompt": prompt, "max_tokens": spec.output_tokens}
+    if endpoint == "chat":
+        if not isinstance(prompt, str):
+            raise InvalidValue(
+                field="workload",
+                value=prompt,
+                limit="has a prompt of token ids, and what is said in a chat is a text",
+                remedy="Give texts or numbers of tokens, or --endpoint completions",
+            )
+        del body["prompt"]
+        body["messages"] = [{"role": "user", "content": prompt}]
     if spec.beam_width is not None:
         body |= {"n": spec.beam_width, "use_beam_search": True}
     else:
@@ -146,9 +177,10 @@ class Target:
         sent_s = time.perf_counter() - start_s
         try:
             request = {"model": self._model, **body}
+            path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
             async with (
                 asyncio.timeout(self._timeout_s),
-                self._client.stream("POST", "/v1/completions", json=request) as answer,
+                self._client.stream("POST", path, json=request) as answer,
             ):
                 if answer.status_code == httpx.codes.OK:
                     await reading.read(answer)
@@ -225,7 +257,7 @@ class _Reading:
         if part.usage is not None:
             self.usage = part.usage
         for choice in part.choices:
-            if choice.text or choice.token_ids:
+            if choice.brings_something:
                 self.times_s.setdefault(choice.index, []).append(now_s)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
-from alpage.errors import InvalidValue
+from alpage.errors import InvalidValue, Unsupported
 from alpage.models import Tokenizer, open_checkpoint, resolve
 from alpage.serve.build import build_engine
 from alpage.serve.config import EngineConfig
@@ -20,6 +20,7 @@ from alpage.serve.stream import Stream
 
 Params: TypeAlias = SamplingParams | BeamSearchParams
 Message: TypeAlias = Mapping[str, Any]
+Tool: TypeAlias = Mapping[str, Any]
 
 
 @final
@@ -103,17 +104,25 @@ class LLM:
         self,
         messages: Seq[Message] | Seq[Seq[Message]],
         sampling_params: Params | None = None,
+        *,
+        tools: Seq[Tool] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation or several, each a list of {"role": ..., "content": ...}.
 
+        Args:
+            messages: the conversations.
+            sampling_params: for all of them; None: `SamplingParams()`.
+            tools: what the model may call, as OpenAI has them: {"type": "function", "function":
+                ...}. The model's chat template puts them into the prompt; calls are texts.
+
         Raises:
-            Unsupported: the model has no chat template.
+            Unsupported: the model has no chat template, or one that knows no tools.
             InvalidValue: as for `generate`, or the template refuses the messages.
         """
         is_list = isinstance(messages, list | tuple) and bool(messages)
         is_many = is_list and isinstance(messages[0], list | tuple)
         conversations: Seq[Any] = messages if is_many else [messages]
-        prompts = [self.encode_chat(conversation) for conversation in conversations]
+        prompts = [self.encode_chat(conversation, tools) for conversation in conversations]
         return self._run(prompts, _params_for(len(prompts), sampling_params), 0)
 
     def stream(self, prompt: Prompt, sampling_params: Params | None = None) -> Stream:
@@ -129,10 +138,15 @@ class LLM:
         params = SamplingParams() if sampling_params is None else sampling_params
         return Stream(self._engine, self._add(prompt, params, 0))
 
-    def encode_chat(self, messages: Seq[Message]) -> list[int]:
-        """Return the prompt that asks for the next message of a conversation."""
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        return self.tokenizer.encode(text, add_special_tokens=False)
+    def encode_chat(self, messages: Seq[Message], tools: Seq[Tool] | None = None) -> list[int]:
+        """Return the prompt that asks for the next message of a conversation; see `chat`."""
+        tokenizer = self.tokenizer
+        if tools:
+            _check_tools(tools, has_template=tokenizer.has_tool_template)
+        text = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tools=tools or None
+        )
+        return tokenizer.encode(text, add_special_tokens=False)
 
     def _run(self, prompts: Seq[Prompt], params: Seq[Params], priority: int) -> list[RequestOutput]:
         requests: list[Request] = []
@@ -181,6 +195,23 @@ def _params_for(num_prompts: int, params: Params | Seq[Params] | None) -> list[P
             remedy="Give as many as there are prompts",
         )
     return list(params)
+
+
+def _check_tools(tools: Seq[Tool], *, has_template: bool) -> None:
+    if not isinstance(tools, list | tuple) or not all(isinstance(t, Mapping) for t in tools):
+        raise InvalidValue(
+            field="tools",
+            value=tools,
+            limit="must be a list of tables",
+            remedy='Give such as [{"type": "function", "function": {"name": ...}}]',
+        )
+    if not has_template:
+        raise Unsupported(
+            field="tools",
+            value=[*tools],
+            limit="are nothing that this model's chat template knows",
+            remedy="Describe them in a system message, or let `alpage serve` do so",
+        )
 
 
 def _print_to_stderr(line: str) -> None:

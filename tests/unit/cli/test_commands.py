@@ -78,6 +78,7 @@ USAGE = {
     "not a number": ("generate", "-p", "x", "--max-tokens", "many"),
     "beams that draw": ("generate", "-p", "x", "--beam-width", "4", "--temperature", "1"),
     "beams that stop": ("generate", "-p", "x", "--beam-width", "4", "--stop", "."),
+    "two forms": ("generate", "-p", "x", "--regex", "a", "--json-schema", "schema.json"),
     "an extra argument": ("models", "pull", "smollm2-135m", "another"),
 }
 
@@ -103,6 +104,14 @@ REFUSED = {
         ("generate", "-p", "x", "--beam-width", "2", "--n", "3"),
         "n=3: must be a whole number, between 1 and 2",
     ),
+    "no schema": (
+        ("generate", "-p", "x", "--json-schema", "/no/such.json"),
+        "json_schema='/no/such.json': cannot be read: No such file or directory. Give a file",
+    ),
+    "a directory of schemas": (
+        ("generate", "-p", "x", "--json-schema", "/"),
+        "json_schema='/': cannot be read: Is a directory",
+    ),
     "unknown cluster": (("hardware", "--cluster", "h10-8"), "Perhaps you mean h100-8"),
     "empty stop": (("generate", "-p", "x", "--stop", ""), "stop='': must be strings"),
 }
@@ -121,6 +130,31 @@ def test_prompt_from_stdin_is_utf8(command_line):
     status, _, err = command_line("generate", "-p", "-", stdin=b"caf\xe9")
     assert status == 1
     assert "is not UTF-8 at byte 3" in err
+
+
+def test_schema_that_is_none_is_refused_before_the_model(command_line, tmp_path):
+    path = tmp_path / "schema.json"
+    for text, message in ((b"caf\xe9", "it is not UTF-8"), (b"{", "must be JSON")):
+        path.write_bytes(text)
+        status, _, err = command_line("generate", "-p", "x", "--json-schema", path)
+        assert status == 1
+        assert err.startswith("error: ")
+        assert message in err
+
+
+def test_traces_without_their_extra_are_refused_before_the_model(command_line, monkeypatch):
+    monkeypatch.delitem(sys.modules, "alpage.serve.http.traces", raising=False)
+    missing = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+    monkeypatch.setitem(sys.modules, missing, None)
+    by_option = ("serve", "/no/such/model", "--port", "0", "--otlp-endpoint", "http://127.0.0.1:9")
+    status, out, err = command_line(*by_option)
+    assert (status, out) == (1, "")
+    assert err.startswith("error: otlp_endpoint='http://127.0.0.1:9': needs OpenTelemetry")
+    assert "Install alpage[otel]" in err
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:8")
+    status, _, err = command_line("serve", "/no/such/model", "--port", "0")
+    assert status == 1
+    assert err.startswith("error: otlp_endpoint='http://127.0.0.1:8': needs")
 
 
 def test_kv_memory_is_read_before_the_model(command_line, tmp_path):

@@ -30,7 +30,9 @@ def http(status, body, kind=b"text/event-stream"):
     return head + body
 
 
-async def ask(*pieces, gap_s=0.0, timeout_s=5.0, **options):
+async def ask(
+    *pieces, gap_s=0.0, timeout_s=5.0, prompt=(5, 6, 7), endpoint="completions", **options
+):
     """Send a request to a server that answers so; return the outcome, and what it was sent."""
     seen, has_ended = [], asyncio.Event()
 
@@ -54,7 +56,8 @@ async def ask(*pieces, gap_s=0.0, timeout_s=5.0, **options):
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/"
         options = {"model": "m", "api_key": None, **options}
         async with Target(url, timeout_s=timeout_s, **options) as target:
-            outcome = await target.send(to_body(SPEC, [5, 6, 7], {}), 0.0, time.perf_counter())
+            body = to_body(SPEC, prompt, {}, endpoint)
+            outcome = await target.send(body, 0.0, time.perf_counter())
         await has_ended.wait()
     return outcome, seen
 
@@ -78,6 +81,25 @@ def test_stream_is_timed_and_counted():
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+
+
+def test_chat_is_sent_where_chats_are_and_read():
+    def said(delta):
+        return event({"choices": [{"index": 0, "delta": delta}]})
+
+    first = said({"role": "assistant", "content": ""})
+    stream = http(200, first + said({"reasoning_content": "a"}) + said({"content": "b"}) + DONE)
+    outcome, ((head, body),) = asyncio.run(ask(stream, prompt="Hi", endpoint="chat"))
+    assert (outcome.failure, outcome.output_tokens) == (None, 2)
+    assert head.startswith(b"post /v1/chat/completions ")
+    asked = json.loads(body)
+    assert asked["messages"] == [{"role": "user", "content": "Hi"}]
+    assert (asked["max_tokens"], "prompt" in asked) == (4, False)
+
+
+def test_chat_has_no_token_ids():
+    with pytest.raises(InvalidValue, match="is a text"):
+        to_body(SPEC, [5, 6], {}, "chat")
 
 
 def test_tokens_without_text_are_tokens():

@@ -1,7 +1,8 @@
 """HTTP: an engine as a service that OpenAI's clients can use as it is.
 
 One thread or process makes the engine's steps; the rest is one asyncio loop, which neither computes
-nor waits for what does. May import: FastAPI, uvicorn, and `serve` without its torch.
+nor waits for what does. May import: FastAPI, uvicorn, `serve` without its torch, and in `traces`
+alone OpenTelemetry.
 """
 
 from typing import TYPE_CHECKING

@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import final
 
-from msgspec import UNSET
-
 from alpage.serve.http.answers import Answer
 from alpage.serve.http.engine_messages import Ask, Piece
 from alpage.serve.http.logprobs import chat_logprobs
@@ -16,6 +14,7 @@ from alpage.serve.http.replies import (
     ChatDelta,
     ChatLogprobs,
     ChatReply,
+    ToolCallPart,
 )
 from alpage.serve.http.schema import ChatRequest
 from alpage.serve.http.speech import Speech
@@ -46,7 +45,8 @@ class ChatCompletionAnswer(Answer):
     ) -> None:
         super().__init__("chatcmpl-", model, asked, asks)
         self._texts = texts
-        self._speeches = [Speech(tooling) for _ in range(self.num_choices)]
+        is_held = any(ask.has_form for ask in asks)
+        self._speeches = [Speech(tooling, is_held=is_held) for _ in range(self.num_choices)]
         self._num_top = asked.top_logprobs or 0
         self._begun: set[int] = set()
 
@@ -74,7 +74,8 @@ class ChatCompletionAnswer(Answer):
                 self._begun.add(chunk.index)
                 yield self._part(chunk.index, ChatDelta(role="assistant", content=""))
             speech = self._speeches[chunk.index]
-            text, calls = speech.take(chunk)
+            found = speech.take(chunk)
+            text = "".join(item for item in found if isinstance(item, str))
             logprobs = self._logprobs(chunk)
             if text or logprobs or self.returns_token_ids:
                 part = self._part(chunk.index, ChatDelta(content=text))
@@ -83,8 +84,9 @@ class ChatCompletionAnswer(Answer):
                 if self.returns_token_ids:
                     choice.token_ids = chunk.token_ids
                 yield part
-            for call in calls:
-                yield self._part(chunk.index, ChatDelta(tool_calls=[call]))
+            for item in found:
+                if isinstance(item, ToolCallPart):
+                    yield self._part(chunk.index, ChatDelta(tool_calls=[item]))
             if chunk.finish_reason is not None:
                 part = self._part(chunk.index, ChatDelta())
                 (choice,) = part.choices
@@ -100,12 +102,10 @@ class ChatCompletionAnswer(Answer):
 
     def _choice(self, chunk: StreamChunk) -> ChatChoice:
         speech = self._speeches[chunk.index]
-        text, calls = speech.take(chunk)
-        message = ChatAnswer(content=None if calls and not text else text)
-        if calls:
-            for call in calls:
-                call.index = UNSET
-            message.tool_calls = calls
+        text = "".join(item for item in speech.take(chunk) if isinstance(item, str))
+        message = ChatAnswer(content=None if speech.calls and not text else text)
+        if speech.calls:
+            message.tool_calls = speech.calls
         return ChatChoice(
             index=chunk.index,
             message=message,

@@ -54,6 +54,11 @@ class Ask:
         assert params is not None
         return params
 
+    @property
+    def has_form(self) -> bool:
+        """Whether what comes is held to a form."""
+        return self.sampling is not None and self.sampling.guide is not None
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)

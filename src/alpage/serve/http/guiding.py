@@ -1,7 +1,8 @@
 """Guiding: what form a request's texts must have, compiled beside the engine's steps."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, final
 
 from alpage.errors import InvalidValue
@@ -63,25 +64,35 @@ def guide_of(asked: Generates) -> tuple[Guide | None, str]:
     Raises:
         Refusal: it makes no sense, or there are two.
     """
-    format_, structured = asked.response_format, asked.structured_outputs
-    has_format = format_ is not None and format_.type != "text"
-    if structured is None:
-        param = "response_format"
-    elif has_format:
-        raise invalid("Give either 'response_format' or 'structured_outputs'.", "response_format")
-    else:
-        param = "structured_outputs"
-    guide: Guide | None = None
+    wishes = _wishes(asked)
+    if len(wishes) > 1:
+        message = "A text has one form: give either " + " or ".join(f"'{n}'" for n in wishes) + "."
+        raise invalid(message, next(iter(wishes)))
+    if not wishes:
+        return None, "response_format"
+    ((param, make),) = wishes.items()
     try:
-        if format_ is not None and has_format:
-            guide = _of_format(format_)
-        elif structured is not None:
-            guide = _of_outputs(structured)
+        guide = make()
     except InvalidValue as error:
         raise invalid(str(error), param) from error
-    if guide is not None and asked.use_beam_search:
+    if asked.use_beam_search:
         raise unsupported(param, "cannot go together with 'use_beam_search'")
     return guide, param
+
+
+def _wishes(asked: Generates) -> dict[str, Callable[[], Guide]]:
+    """Return the forms that a request asks for, by the fields that say so."""
+    wishes: dict[str, Callable[[], Guide]] = {}
+    format_, outputs = asked.response_format, asked.structured_outputs
+    if format_ is not None and format_.type != "text":
+        wishes["response_format"] = partial(_of_format, format_)
+    if outputs is not None:
+        wishes["structured_outputs"] = partial(_of_outputs, outputs)
+    for kind in ("json", "regex", "choice", "grammar"):
+        value = getattr(asked, f"guided_{kind}")
+        if value is not None:
+            wishes[f"guided_{kind}"] = partial(getattr(Guide, kind), value)
+    return wishes
 
 
 def _of_format(format_: ResponseFormat) -> Guide:

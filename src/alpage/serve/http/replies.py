@@ -106,12 +106,29 @@ class CalledFunction(msgspec.Struct):
 
 @final
 class ToolCallReply(msgspec.Struct, kw_only=True):
-    """A call of a tool; in a stream it says which one it is."""
+    """A call of a tool."""
 
     id: str
     function: CalledFunction
     type: str = "function"
-    index: int | UnsetType = UNSET
+
+
+@final
+class CalledFunctionPart(msgspec.Struct, kw_only=True):
+    """A function, where it is named, and what comes to its arguments."""
+
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+@final
+class ToolCallPart(msgspec.Struct, kw_only=True):
+    """What comes to a call of a tool: the first part tells which tool it is."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: CalledFunctionPart
 
 
 @final
@@ -130,7 +147,7 @@ class ChatDelta(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
-    tool_calls: Sequence[ToolCallReply] | UnsetType = UNSET
+    tool_calls: Sequence[ToolCallPart] | UnsetType = UNSET
 
 
 @final

@@ -4,11 +4,12 @@ import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, final
 
-from msgspec import Struct
+import msgspec
+from msgspec import UNSET, Struct
 
 from alpage.serve.http.answers import Answer
 from alpage.serve.http.engine_messages import Ask, Piece
-from alpage.serve.http.replies import ToolCallReply
+from alpage.serve.http.replies import ToolCallPart
 from alpage.serve.http.response_replies import (
     IncompleteDetails,
     ItemStatus,
@@ -54,12 +55,14 @@ class ResponseAnswer(Answer):
     ) -> None:
         super().__init__("resp_", model, chat, asks)
         self._asked = asked
-        self._speech = Speech(tooling)
+        self._speech = Speech(tooling, is_held=any(ask.has_form for ask in asks))
         self._status: ResponseStatus = "in_progress"
         self._items: list[OutputItem] = []
         # Of the message that is being said; None: there is none.
         self._message_id: str | None = None
         self._said = ""
+        # The call that is being made; None: there is none.
+        self._call: OutputCall | None = None
         self._num_events = 0
 
     def whole(self, outputs: Sequence[RequestOutput]) -> ResponseReply:
@@ -78,17 +81,20 @@ class ResponseAnswer(Answer):
         """Yield the items as they come, and at the end the whole."""
         self.count(piece)
         for chunk in piece.chunks:
-            text, calls = self._speech.take(chunk)
-            if text:
-                yield from self._say(text)
-            for call in calls:
-                yield from self._end_message("completed")
-                yield from self._call(call)
+            for item in self._speech.take(chunk):
+                if isinstance(item, str):
+                    yield from self._end_call("completed")
+                    yield from self._say(item)
+                else:
+                    yield from self._end_message("completed")
+                    yield from self._call_on(item)
             if chunk.finish_reason is not None:
-                if not self._items and self._message_id is None:
+                if not self._items and self._message_id is None and self._call is None:
                     yield from self._open_message()
                 is_whole = chunk.finish_reason == "stop"
-                yield from self._end_message("completed" if is_whole else "incomplete")
+                status: ItemStatus = "completed" if is_whole else "incomplete"
+                yield from self._end_message(status)
+                yield from self._end_call(status)
                 self._status = _STATUSES.get(chunk.finish_reason, "failed")
                 yield self._event(f"response.{self._status}", response=self._reply())
 
@@ -122,22 +128,38 @@ class ResponseAnswer(Answer):
         self._message_id = None
         yield self._end_item(item)
 
-    def _call(self, call: ToolCallReply) -> Iterator[ResponseEvent]:
-        name, arguments = call.function.name, call.function.arguments
-        item = OutputCall(
-            id=_name("fc_"), status="in_progress", call_id=call.id, name=name, arguments=""
-        )
-        place: dict[str, Any] = {"item_id": item.id, "output_index": len(self._items)}
-        yield self._event("response.output_item.added", output_index=len(self._items), item=item)
-        yield self._event("response.function_call_arguments.delta", delta=arguments, **place)
-        yield self._event(
-            "response.function_call_arguments.done", name=name, arguments=arguments, **place
-        )
-        yield self._end_item(
-            OutputCall(
-                id=item.id, status="completed", call_id=call.id, name=name, arguments=arguments
+    def _call_on(self, part: ToolCallPart) -> Iterator[ResponseEvent]:
+        if part.id is not UNSET:
+            yield from self._end_call("completed")
+            call = self._speech.calls[part.index]
+            self._call = OutputCall(
+                id=_name("fc_"),
+                status="in_progress",
+                call_id=call.id,
+                name=call.function.name,
+                arguments="",
             )
+            place = len(self._items)
+            yield self._event("response.output_item.added", output_index=place, item=self._call)
+        if part.function.arguments:
+            kind = "response.function_call_arguments.delta"
+            yield self._of_call(kind, delta=part.function.arguments)
+
+    def _end_call(self, status: ItemStatus) -> Iterator[ResponseEvent]:
+        if self._call is None:
+            return
+        call = self._call
+        arguments = next(
+            each.function.arguments for each in self._speech.calls if each.id == call.call_id
         )
+        kind = "response.function_call_arguments.done"
+        yield self._of_call(kind, name=call.name, arguments=arguments)
+        self._call = None
+        yield self._end_item(msgspec.structs.replace(call, status=status, arguments=arguments))
+
+    def _of_call(self, kind: str, **fields: Any) -> ResponseEvent:
+        assert self._call is not None, "there is a call"
+        return self._event(kind, item_id=self._call.id, output_index=len(self._items), **fields)
 
     def _end_item(self, item: OutputItem) -> ResponseEvent:
         self._items.append(item)

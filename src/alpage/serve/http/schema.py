@@ -80,6 +80,11 @@ class Generates(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    # The same in vLLM's older words.
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     # Of no effect here.
     user: str | None = None
 
@@ -113,10 +118,10 @@ class FunctionDefinition(msgspec.Struct, forbid_unknown_fields=True, omit_defaul
 
 @final
 class Tool(msgspec.Struct, forbid_unknown_fields=True):
-    """A tool, of the one kind there is."""
+    """A tool, of the one kind there is; in the order in which models have seen such."""
 
-    function: FunctionDefinition
     type: Literal["function"]
+    function: FunctionDefinition
 
 
 @final

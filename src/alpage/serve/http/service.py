@@ -1,9 +1,11 @@
 """Service: what the routes have in common: a model, its engine, and what requests of it become."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from typing import TYPE_CHECKING, final
 
+from alpage.serve.guide import Guide
 from alpage.serve.http.answers import Answer
 from alpage.serve.http.asking import (
     chat_params,
@@ -20,7 +22,7 @@ from alpage.serve.http.engine_link import EngineLink
 from alpage.serve.http.engine_messages import Ask
 from alpage.serve.http.guiding import Guides, guide_of
 from alpage.serve.http.metrics import Metrics
-from alpage.serve.http.refusals import invalid, unknown_model, unsupported
+from alpage.serve.http.refusals import Refusal, invalid, unknown_model, unsupported
 from alpage.serve.http.replies import ModelCard, Text, Tokens
 from alpage.serve.http.responding import CHAT_NAMES, chat_of, renamed
 from alpage.serve.http.response_answer import ResponseAnswer
@@ -36,8 +38,9 @@ from alpage.serve.http.schema import (
 from alpage.serve.http.settings import Settings
 from alpage.serve.http.texts import Texts, check_prompt_ids, prompts_of
 from alpage.serve.http.ticket import Ticket
-from alpage.serve.http.tools import Tooling, chat_guide, check_beams, tooling_of
-from alpage.serve.http.visits import Visits
+from alpage.serve.http.tool_forms import tool_guide
+from alpage.serve.http.tools import Tooling, check_beams, tooling_of
+from alpage.serve.http.visits import Visit, Visits
 from alpage.serve.params import BeamSearchParams, SamplingParams
 
 if TYPE_CHECKING:
@@ -52,9 +55,17 @@ class Service:
         link: to what makes its steps; the service has it to itself.
         tokenizer: the model's, if it has one.
         settings: how it is served.
+        watch: takes each HTTP request once it is over.
     """
 
-    def __init__(self, link: EngineLink, tokenizer: "Tokenizer | None", settings: Settings) -> None:
+    def __init__(
+        self,
+        link: EngineLink,
+        tokenizer: "Tokenizer | None",
+        settings: Settings,
+        *,
+        watch: Callable[[Visit], None] | None = None,
+    ) -> None:
         self.settings = settings
         self.limits = link.limits
         self.texts = Texts(tokenizer, link.limits)
@@ -65,7 +76,7 @@ class Service:
         )
         has_tokenizer = tokenizer is not None
         self.guides = Guides(self.engine, settings.guide_timeout_s, has_tokenizer=has_tokenizer)
-        self.visits = Visits(is_logged=settings.logs_requests)
+        self.visits = Visits(is_logged=settings.logs_requests, watch=watch)
         self.metrics = Metrics(
             self.visits,
             model=settings.names[0],
@@ -176,11 +187,29 @@ class Service:
             add_special_tokens=asked.add_special_tokens,
             tools=None if tooling is None else tooling.plain,
         )
-        form = chat_guide(tooling, self.texts.tool_style, guide_of(asked))
-        guide = await self.guides.compiled(*form)
+        guide = await self._form(asked, tooling)
         params = chat_params(asked, len(tokens), self.limits, guide)
         asks = [_ask(asked, tokens, params, None)]
         return model, asks, tooling
+
+    async def _form(self, asked: ChatRequest, tooling: Tooling | None) -> Guide | None:
+        """Return the form of a chat's answers; None if they have none."""
+        form = guide_of(asked)
+        if tooling is None or asked.use_beam_search:
+            return await self.guides.compiled(*form)
+        is_dispensable = tooling.is_free and form[0] is None
+        if is_dispensable and asked.ignore_eos:
+            # A form ends where the model ends it.
+            return None
+        texts = self.texts
+        try:
+            return await self.guides.compiled(
+                *tool_guide(tooling, texts.tool_style, form, texts.tool_mark_ids)
+            )
+        except Refusal as refusal:
+            if not is_dispensable or refusal.status != HTTPStatus.BAD_REQUEST:
+                raise
+            return None
 
     async def tokenize(self, asked: TokenizeRequest) -> Tokens:
         """Return a text's tokens, or a conversation's.

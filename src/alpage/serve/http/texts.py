@@ -8,8 +8,8 @@ from alpage.errors import Unsupported
 from alpage.serve.http.conversation import plain_messages, told
 from alpage.serve.http.refusals import invalid
 from alpage.serve.http.schema import ChatMessage, CompletionRequest, Prompt
-from alpage.serve.http.tool_calls import OPEN
-from alpage.serve.http.tools import HERMES, LIST, LLAMA, ToolStyle
+from alpage.serve.http.tool_calls import MARKS, OPEN
+from alpage.serve.http.tool_forms import HERMES, LIST, LLAMA, ToolStyle
 from alpage.serve.intake import Limits
 
 if TYPE_CHECKING:
@@ -111,6 +111,12 @@ class Texts:
         if not tokenizer.has_tool_template or OPEN in template:
             return HERMES
         return LLAMA if "ipython" in template else LIST
+
+    @property
+    def tool_mark_ids(self) -> list[int]:
+        """Tokens that stand before calls and are no text, if the model has such."""
+        found = map(self.tokenizer.token_to_id, (*MARKS, OPEN))
+        return [token for token in found if token is not None and self.is_special(token)]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """Return the text of tokens, none without a tokenizer."""

@@ -3,26 +3,53 @@
 `<tool_call>{...}</tool_call>` may stand anywhere; an object or a list of objects is a call only at
 the beginning, bare or behind the mark of a model that has one. An object is a call if it names a
 tool that was given. Every character is looked at once, whatever comes.
+
+Where the text is held to a form (`tool_forms.py`), what begins as a call is one, and its arguments
+are told as they come; else it is a call once it is complete.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NoReturn, TypeAlias, final
 
 OPEN: Final = "<tool_call>"
 CLOSE: Final = "</tool_call>"
-_MARKS: Final = ("[TOOL_CALLS]", "<|python_tag|>")
+MARKS: Final = ("[TOOL_CALLS]", "<|python_tag|>")
 _KEYS: Final = frozenset({"name", "arguments", "parameters", "id", "type"})
+# Regular expressions that Python and Rust read alike. Without a bound space would go on for ever.
+SPACE: Final = r"[ \t\r\n]{0,32}"
+NAME: Final = r"[A-Za-z0-9_.-]{1,64}"
+
+
+def opening(name: str) -> str:
+    """Return what a call begins with, up to its arguments, as a regular expression."""
+    parts = (r"\{", '"name"', ":", f'"{name}"', ",", '"(?:arguments|parameters)"', ":")
+    return SPACE.join(parts)
+
+
+_BEGUN: Final = re.compile(rf"{SPACE}(\[?){SPACE}{opening(f'({NAME})')}{SPACE}(?=\{{)")
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call: `arguments` is a JSON object as text."""
+    """A call: `arguments` is a JSON object as text, or its beginning, of which more comes."""
 
     name: str
     arguments: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class More:
+    """What comes to the arguments of the last call."""
+
+    arguments: str
+
+
+Found: TypeAlias = str | Call | More
 
 
 @final
@@ -57,8 +84,14 @@ class _Value:
         self._place = len(text)
         return None
 
+    def moved(self, num_characters: int) -> None:
+        """Let the text have lost so many characters at its beginning, all of them seen."""
+        self._place -= num_characters
 
-_Mode: TypeAlias = Literal["begin", "text", "tagged", "bare", "closing", "between"]
+
+_Mode: TypeAlias = Literal[
+    "begin", "text", "tagged", "bare", "arguments", "called", "closing", "between"
+]
 
 
 @final
@@ -67,32 +100,37 @@ class ToolReader:
 
     Args:
         names: of the tools.
+        is_held: whether the text is held to a form in which what begins as a call is one.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], *, is_held: bool = False) -> None:
         self.num_calls = 0
         self._names = names
+        self._is_held = is_held
         self._mode: _Mode = "begin"
+        # That comes behind the call which is being read.
+        self._next: _Mode = "between"
+        self._is_list = False
         # What nothing was said of yet.
         self._text = ""
         self._value: _Value | None = None
 
-    def push(self, text: str) -> list[str | Call]:
+    def push(self, text: str) -> list[Found]:
         """Take what came; return what is certain by now."""
         self._text += text
-        found: list[str | Call] = []
+        found: list[Found] = []
         while True:
             length, mode = len(self._text), self._mode
             found += self._advance()
             if (len(self._text), self._mode) == (length, mode):
                 return found
 
-    def finish(self) -> list[str | Call]:
+    def finish(self) -> list[Found]:
         """Return the rest."""
         text, self._text = self._text, ""
         return [text] if text and not (self.num_calls and text.isspace()) else []
 
-    def _advance(self) -> Iterator[str | Call]:
+    def _advance(self) -> Iterator[Found]:
         match self._mode:
             case "begin":
                 self._begin()
@@ -100,6 +138,10 @@ class ToolReader:
                 yield from self._say()
             case "tagged" | "bare":
                 yield from self._read()
+            case "arguments":
+                yield from self._read_on()
+            case "called":
+                self._end_call()
             case "closing":
                 self._close()
             case "between":
@@ -107,8 +149,8 @@ class ToolReader:
 
     def _begin(self) -> None:
         rest = self._text.lstrip()
-        mark = next((mark for mark in _MARKS if rest.startswith(mark)), "")
-        if not rest or (not mark and any(mark.startswith(rest) for mark in _MARKS)):
+        mark = next((mark for mark in MARKS if rest.startswith(mark)), "")
+        if not rest or (not mark and any(mark.startswith(rest) for mark in MARKS)):
             return
         behind = rest[len(mark) :].lstrip()
         if behind:
@@ -116,7 +158,7 @@ class ToolReader:
 
     def _enter(self, mode: _Mode, start: int) -> None:
         self._mode = mode
-        self._value = _Value(start) if mode in ("tagged", "bare") else None
+        self._value = _Value(start) if mode in ("tagged", "bare", "arguments") else None
 
     def _say(self) -> Iterator[str]:
         place = self._text.find(OPEN)
@@ -131,8 +173,17 @@ class ToolReader:
         if is_tagged:
             self._enter("tagged", len(OPEN))
 
-    def _read(self) -> Iterator[str | Call]:
+    def _read(self) -> Iterator[Found]:
         assert self._value is not None, "set when the mode was entered"
+        begun = _BEGUN.match(self._text, self._value.start) if self._is_held else None
+        if begun and begun[2] in self._names and not (begun[1] and self._mode == "tagged"):
+            self.num_calls += 1
+            self._next = "closing" if self._mode == "tagged" else "between"
+            self._is_list = self._is_list or bool(begun[1])
+            self._text = self._text[begun.end() :]
+            self._enter("arguments", 0)
+            yield Call(begun[2], "")
+            return
         end = self._value.end(self._text)
         if end is None:
             return
@@ -144,6 +195,25 @@ class ToolReader:
         self._text = self._text[end:]
         self._enter("closing" if self._mode == "tagged" else "between", 0)
         yield from calls
+
+    def _read_on(self) -> Iterator[More]:
+        """Tell the arguments as far as they have come."""
+        assert self._value is not None, "set when the mode was entered"
+        end = self._value.end(self._text)
+        piece = self._text[:end]
+        if piece:
+            yield More(piece)
+        self._text = self._text[len(piece) :]
+        if end is None:
+            self._value.moved(len(piece))
+        else:
+            self._enter("called", 0)
+
+    def _end_call(self) -> None:
+        rest = self._text.lstrip()
+        if rest:
+            self._text = rest.removeprefix("}")
+            self._enter(self._next, 0)
 
     def _give_up(self, end: int) -> Iterator[str]:
         """What looked like a call is something that is said."""
@@ -161,7 +231,9 @@ class ToolReader:
 
     def _go_on(self) -> None:
         rest = self._text.lstrip(" \t\r\n;,")
-        if rest:
+        if self._is_list and rest.startswith("]"):
+            self._text, self._is_list = rest[1:], False
+        elif rest:
             self._enter("bare" if rest[0] in "{[" else "text", len(self._text) - len(rest))
 
 

@@ -1,6 +1,5 @@
-"""Tools: what a model may call, what it must, and the form of its answer where it must."""
+"""Tools: what a model may call, and what it must."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,39 +9,12 @@ import msgspec
 
 from alpage.errors import InvalidValue
 from alpage.serve.guide import Guide
-from alpage.serve.http.guiding import lenient
 from alpage.serve.http.refusals import invalid, unsupported
 from alpage.serve.http.schema import ChatRequest, NamedChoice, Tool
-from alpage.serve.http.tool_calls import CLOSE, OPEN
+from alpage.serve.http.tool_calls import NAME
 
 MAX_TOOLS: Final = 128
-_MAX_CALLS: Final = 16
-_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolStyle:
-    """How a model writes calls.
-
-    Attributes:
-        begin: before the first.
-        between: between two.
-        end: behind the last.
-        key: what arguments are called.
-    """
-
-    begin: str
-    between: str
-    end: str
-    key: str
-
-
-HERMES: Final = ToolStyle(
-    begin=f"{OPEN}\n", between=f"\n{CLOSE}\n{OPEN}\n", end=f"\n{CLOSE}", key="arguments"
-)
-LLAMA: Final = ToolStyle(begin="", between="; ", end="", key="parameters")
-LIST: Final = ToolStyle(begin="[", between=", ", end="]", key="arguments")
+_NAME: Final = re.compile(NAME)
 
 
 @final
@@ -66,31 +38,14 @@ class Tooling:
         return frozenset(tool.function.name for tool in self.tools)
 
     @property
+    def is_free(self) -> bool:
+        """Whether nobody has asked for calls that fit their schemas for certain."""
+        return not self.must_call and not any(tool.function.strict for tool in self.tools)
+
+    @property
     def plain(self) -> list[Mapping[str, Any]]:
         """The tools as templates know them."""
         return [msgspec.to_builtins(tool) for tool in self.tools]
-
-    def guide(self, style: ToolStyle, form: Guide | None) -> Guide | None:
-        """Return the form of answers: calls where they must be; what is said may have its own.
-
-        Raises:
-            InvalidValue: the schemas are too much together.
-        """
-        if not self.must_call and form is None:
-            return None
-        rules = ["start: calls" if self.must_call else "start: calls | said"]
-        more = f" ({_quoted(style.between)} call){{0,{_MAX_CALLS - 1}}}" if self.is_parallel else ""
-        marks = [_quoted(mark) if mark else "" for mark in (style.begin, style.end)]
-        rules.append(f"calls: {marks[0]} call{more} {marks[1]}")
-        rules.append("call: " + " | ".join(f"call_{i}" for i in range(len(self.tools))))
-        for number, tool in enumerate(self.tools):
-            name = json.dumps(tool.function.name)
-            before = _quoted(f'{{"name": {name}, "{style.key}": ')
-            rules.append(f'call_{number}: {before} arguments_{number} "}}"')
-            rules.append(f"arguments_{number}: %json {_schema(tool)}")
-        if form is not None and not self.must_call:
-            rules.append(f"said: %json {form.source}")
-        return Guide.grammar("\n".join(rules))
 
 
 def tooling_of(asked: ChatRequest) -> Tooling | None:
@@ -116,30 +71,6 @@ def tooling_of(asked: ChatRequest) -> Tooling | None:
         return Tooling(tools=tools, must_call=True, is_parallel=False)
     is_parallel = asked.parallel_tool_calls is not False
     return Tooling(tools=tools, must_call=choice == "required", is_parallel=is_parallel)
-
-
-def chat_guide(
-    tooling: Tooling | None, style: ToolStyle, form: tuple[Guide | None, str]
-) -> tuple[Guide | None, str]:
-    """Return the form of a chat's answers, and the field that it comes from.
-
-    Args:
-        tooling: the tools, if there are any.
-        style: how the model writes calls.
-        form: what the answer is to be where it is no call, and the field that says so.
-
-    Raises:
-        Refusal: there cannot be such a form.
-    """
-    guide, param = form
-    if tooling is None:
-        return form
-    if guide is not None and guide.kind != "json":
-        raise unsupported(param, "that is not JSON cannot go together with 'tools'")
-    try:
-        return tooling.guide(style, guide), "tools" if guide is None else param
-    except InvalidValue as error:
-        raise invalid(str(error), "tools") from error
 
 
 def check_beams(asked: ChatRequest, tooling: Tooling | None) -> None:
@@ -168,12 +99,3 @@ def _check(tools: Sequence[Tool]) -> None:
             Guide.json(function.parameters or {})
         except InvalidValue as error:
             raise invalid(str(error), f"{param}.parameters") from error
-
-
-def _schema(tool: Tool) -> str:
-    schema = {"type": "object"} | (tool.function.parameters or {})
-    return json.dumps(schema if tool.function.strict else lenient(schema), ensure_ascii=False)
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)

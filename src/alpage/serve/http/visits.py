@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, final
@@ -14,6 +14,7 @@ from starlette.types import Scope
 from alpage.serve.http.ticket import Ticket
 
 _KEY: Final = "alpage.visit"
+_TRACE_HEADERS: Final = (b"traceparent", b"tracestate")
 # The status of nginx for a client that did not wait.
 _LEFT: Final = 499
 
@@ -28,6 +29,7 @@ class Visit:
         method: of HTTP.
         path: of the route.
         begun_s: when it came, by `time.monotonic`.
+        trace_headers: those of the request that name the trace it is of, as W3C has them.
         status: of the answer, once it has begun.
         code: of the error that it was told, if any, in its stream or as its answer.
         ticket: what it waits for, if the engine has to do with it.
@@ -37,6 +39,7 @@ class Visit:
     method: str
     path: str
     begun_s: float
+    trace_headers: Mapping[str, str]
     status: int | None = None
     code: str | None = None
     ticket: Ticket | None = None
@@ -56,6 +59,11 @@ def begin_visit(scope: Scope, request_id: str) -> Visit:
         method=scope["method"],
         path=scope["path"],
         begun_s=time.monotonic(),
+        trace_headers={
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in scope["headers"]
+            if name in _TRACE_HEADERS
+        },
     )
     scope[_KEY] = visit
     return visit
@@ -67,20 +75,28 @@ class Visits:
 
     Args:
         is_logged: whether each request that sends a body gets a line on stderr.
+        watch: takes each visit once it is over.
         write: takes the line.
     """
 
     def __init__(
-        self, *, is_logged: bool, write: Callable[[str], object] = sys.stderr.write
+        self,
+        *,
+        is_logged: bool,
+        watch: Callable[[Visit], None] | None = None,
+        write: Callable[[str], object] = sys.stderr.write,
     ) -> None:
         self.num_refused: Counter[tuple[str, ...]] = Counter()
         self._is_logged = is_logged
+        self._watch = watch
         self._write = write
 
     def ended(self, visit: Visit) -> None:
         """Note that a visit is over."""
         if visit.code is not None:
             self.num_refused[str(visit.status), visit.code] += 1
+        if self._watch is not None:
+            self._watch(visit)
         if self._is_logged and visit.method == "POST":
             self._write(msgspec.json.encode(_record(visit)).decode() + "\n")
 
@@ -97,11 +113,11 @@ def _record(visit: Visit) -> dict[str, Any]:
     if visit.code is not None:
         record["error"] = visit.code
     if visit.ticket is not None:
-        record |= _work(visit.ticket, has_failed=visit.code is not None)
+        record |= work_of(visit.ticket, has_failed=visit.code is not None)
     return record
 
 
-def _work(ticket: Ticket, *, has_failed: bool) -> dict[str, Any]:
+def work_of(ticket: Ticket, *, has_failed: bool) -> dict[str, Any]:
     """Return what the engine did for a visit."""
     outputs = ticket.finished
     choices = [choice for output in outputs for choice in output.outputs]
