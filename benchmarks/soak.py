@@ -204,7 +204,9 @@ class Soak:
         async with httpx.AsyncClient(base_url=self._url, timeout=_ANSWER_S) as client:
 
             async def is_ready() -> bool:
-                return (await client.get("/ready")).status_code == httpx.codes.OK
+                # A server that has not noticed yet still says that it is ready.
+                has_another = bool(_family(pid) - {pid} - killed)
+                return has_another and (await client.get("/ready")).status_code == httpx.codes.OK
 
             await self._until(is_ready, "the server does not start another engine")
         self._grown.add(_family(pid) - {pid})
