@@ -67,7 +67,7 @@ def packing() -> str:
     )
     digest = hashlib.sha256()
     for one in packings:
-        digest.update(one.panels.view(torch.uint8).numpy())
+        digest.update(one.panels.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -21,7 +21,6 @@ from alpage.serve.intake import Intake, Limits
 from alpage.serve.invariance import check_invariance
 from alpage.serve.kv_memory import KvMemory, PreemptionCost
 from alpage.serve.machine import find_device, find_dtype, free_bytes
-from alpage.serve.mesh import plan_mesh, start_meshes
 from alpage.serve.pace import Pace
 from alpage.serve.pages import PagePool
 from alpage.serve.runner import Runner, View
@@ -71,6 +70,8 @@ def _build(checkpoint: Checkpoint, config: EngineConfig, notify: Callable[[str],
     if config.devices == 1:
         network = _load(checkpoint, config, dtype, device)
         return assemble(network, eos_ids, tokenizer, config, notify)
+    from alpage.serve.mesh import plan_mesh, start_meshes  # noqa: PLC0415 - most have one device
+
     plan = plan_mesh(checkpoint, config, device, dtype, notify)
     _check_eos(eos_ids, plan.shape)
     sizes = size(
