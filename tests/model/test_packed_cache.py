@@ -372,7 +372,7 @@ def test_memory_of_a_mapped_model_does_not_pass_for_free(model, monkeypatch):
     LLM(model, device="cpu", dtype="bfloat16")
     kept = LLM(model, device="cpu", dtype="bfloat16").engine.runner.views[0].model
     assert found == [2**24, 2**24 - kept.num_mapped_bytes]
-    assert kept.num_mapped_bytes > 2 * kept.shape.num_parameters
+    assert kept.num_mapped_bytes >= 2 * kept.shape.num_parameters
 
 
 def test_user_without_a_home_keeps_nothing(model, monkeypatch):
