@@ -3,7 +3,7 @@
 import io
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,20 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let models that were pulled be found, and what the tests load be kept elsewhere."""
+    from alpage.models.catalogue import default_cache
+
+    own, cache = default_cache().parent, tmp_path_factory.mktemp("cache")
+    (cache / "alpage").mkdir()
+    for name in ("clusters", "models"):
+        (cache / "alpage" / name).symlink_to(own / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        yield
 
 
 @pytest.fixture

@@ -4,34 +4,48 @@ import errno
 import io
 import os
 import sys
-from typing import Annotated
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from typing import Annotated, Final
 
 import typer
 
-from alpage.cli.bench import bench_app
-from alpage.cli.chat import chat
-from alpage.cli.generate import generate
-from alpage.cli.hardware import hardware
-from alpage.cli.models import models_app
-from alpage.cli.plan import plan_app
-from alpage.cli.serve import serve
 from alpage.cli.terminal import print_error
 from alpage.errors import AlpageError, InvalidValue
 
-# Plain help and plain tracebacks: the same text with every version of Rich, and no wait for it.
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.command()(generate)
-app.command()(chat)
-app.command()(serve)
-app.command()(hardware)
-app.add_typer(models_app, name="models")
-app.add_typer(plan_app, name="plan", short_help="Plan how a model runs on a cluster.")
-app.add_typer(bench_app, name="bench", short_help="Measure speed and use of memory.")
+# What `alpage.cli.NAME` has of each command: a function, or an app of further ones.
+_COMMANDS: Final[Mapping[str, str]] = {
+    "generate": "generate",
+    "chat": "chat",
+    "serve": "serve",
+    "hardware": "hardware",
+    "models": "models_app",
+    "plan": "plan_app",
+    "bench": "bench_app",
+}
+_SHORT_HELP: Final[Mapping[str, str]] = {
+    "plan": "Plan how a model runs on a cluster.",
+    "bench": "Measure speed and use of memory.",
+}
+
+
+def build_app(names: Iterable[str] = _COMMANDS) -> typer.Typer:
+    """Return the app with these commands; the modules of others are not imported."""
+    # Plain help and plain tracebacks: the same text with every version of Rich, and no wait for it.
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(alpage)
+    for name in names:
+        command = getattr(import_module(f"alpage.cli.{name}"), _COMMANDS[name])
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, short_help=_SHORT_HELP.get(name))
+        else:
+            app.command(name)(command)
+    return app
 
 
 def _print_version(is_asked: bool) -> None:
@@ -42,7 +56,6 @@ def _print_version(is_asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def alpage(
     _: Annotated[
         bool,
@@ -66,7 +79,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
-            app(prog_name="alpage")
+            build_app(_asked_for(sys.argv[1:]))(prog_name="alpage")
         finally:
             sys.stdout.flush()
     except AlpageError as error:
@@ -81,6 +94,11 @@ def main() -> None:
         # interpreter's last flush write it nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _asked_for(arguments: Sequence[str]) -> Iterable[str]:
+    """Return the command that is run, or all where help or an error may speak of them."""
+    return arguments[:1] if arguments and arguments[0] in _COMMANDS else _COMMANDS
 
 
 def _open_closed_streams() -> None:

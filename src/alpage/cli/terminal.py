@@ -23,12 +23,12 @@ _PICTURES = (
 
 def print_error(error: AlpageError) -> None:
     """Print an error as one line, red on a terminal."""
-    _print(_console(), f"error: {error}", style="red")
+    _print_line(f"error: {error}", style="red")
 
 
 def print_note(text: str) -> None:
     """Print a line that is not about the results, dim on a terminal."""
-    _print(_console(), text, style="dim")
+    _print_line(text, style="dim")
 
 
 @contextmanager
@@ -76,7 +76,17 @@ def _console() -> "Console":
     return Console(stderr=True)
 
 
+def _print_line(line: str, style: str) -> None:
+    if sys.stderr.isatty():
+        _print(_console(), line, style)
+    else:
+        print(_one_line(line), file=sys.stderr)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.splitlines())
+
+
 def _print(console: "Console", line: str, style: str | None = None) -> None:
     # Nothing in the line is markup, and terminals wrap better than we do.
-    one_line = " ".join(line.splitlines())
-    console.print(one_line, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(_one_line(line), style=style, markup=False, highlight=False, soft_wrap=True)

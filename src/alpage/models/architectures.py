@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from alpage.errors import Unsupported
 from alpage.models.checkpoint import Checkpoint
 from alpage.models.layers import Layer
 from alpage.models.model import Model
+from alpage.models.packed_cache import PackedModel
 from alpage.models.quantize import Quantization
 from alpage.models.weights import fill, match
 from alpage.ops.linear import is_packable
@@ -53,7 +55,7 @@ def build(
         return file.build(config, sharder, stage), file.WEIGHTS
 
 
-def load(
+def load(  # noqa: PLR0913 - what is loaded, and how
     checkpoint: Checkpoint,
     *,
     dtype: torch.dtype,
@@ -62,6 +64,7 @@ def load(
     stage: Stage | None = None,
     quantization: Quantization | None = None,
     twin: Model | None = None,
+    cache: Path | None = None,
 ) -> Model:
     """Return the checkpoint's model with its weights, or this rank's part of it, ready to run.
 
@@ -75,6 +78,7 @@ def load(
             in 4 bits as they are.
         twin: the same stage under a sharder that stores matrices alike: its matrices are taken,
             and only what depends on the layout in use is loaded anew.
+        cache: directory where a whole model on a CPU is kept as it is returned; None: nowhere.
 
     Raises:
         Unsupported: no file here computes this architecture, or nothing the quantization.
@@ -84,17 +88,27 @@ def load(
     """
     if quantization == "int4":
         _check_int4(dtype, device, sharder)
-    whole, table = build(checkpoint.config)
+    model, table = build(checkpoint.config, sharder, stage)
+    model.quantization = quantization
+    kept = None
+    if cache is not None:
+        assert sharder is REPLICATED, "what a rank holds is not kept"
+        assert stage is None, "nor what a stage does"
+        assert device.type == "cpu", "files are mapped"
+        kept = PackedModel.at(cache, checkpoint, dtype, quantization)
+        if kept.restore(model):
+            return model.eval()
+    whole, _ = build(checkpoint.config)
     sources = match(whole, table, checkpoint.tensors)
-    model, _ = build(checkpoint.config, sharder, stage)
     fill(model, sources, sharder, dtype=dtype, device=device, quantization=quantization, twin=twin)
     model = model.to(device).eval()
-    model.quantization = quantization
     if sharder is REPLICATED:
         for layer in model.modules():
             # An embedding that is no head is only looked up in.
             if isinstance(layer, Layer) and (layer is not model.embedding or layer is model.head):
                 layer.pack(quantization)
+    if kept is not None:
+        kept.store(model)
     return model
 
 

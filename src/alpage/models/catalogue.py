@@ -115,6 +115,15 @@ def default_cache() -> Path:
         ) from error
 
 
+def default_packed_cache() -> Path:
+    """Return the directory of models as they lie in memory: `$XDG_CACHE_HOME/alpage/packed`.
+
+    Raises:
+        InvalidValue: as for `default_cache`.
+    """
+    return default_cache().with_name("packed")
+
+
 def list_models(
     cache: Path, *, catalogue: Mapping[str, CatalogueEntry] = CATALOGUE
 ) -> tuple[ModelListing, ...]:

@@ -20,6 +20,7 @@ from alpage.models.gguf_model import GgufModel
 from alpage.models.gguf_tokenizer import build_tokenizer
 from alpage.models.huggingface_directory import read_config, read_eos_ids, read_tensors
 from alpage.models.quantize import Int4Matrix
+from alpage.models.stamp import stamp
 from alpage.models.tokenizer import Tokenizer
 from alpage.models.tokenizer_files import read_tokenizer
 
@@ -62,6 +63,8 @@ class Checkpoint:
         eos_ids: the tokens that end a generation, as far as the model's own configuration names
             them; `tokenizer().eos_ids` adds the tokenizer's.
         load_tokenizer: builds the tokenizer, once.
+        files: those that say what the model computes.
+        stamp: of these files, from before they were read.
     """
 
     source: Path
@@ -69,6 +72,8 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     eos_ids: frozenset[int]
     load_tokenizer: Callable[[], Tokenizer]
+    files: tuple[Path, ...]
+    stamp: str
 
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer; it is built at the first call.
@@ -133,6 +138,8 @@ def _open(path: Path) -> Checkpoint:
 
 
 def _open_directory(path: Path) -> Checkpoint:
+    files = (path / "config.json", *sorted(path.glob("*.safetensors*")))
+    of_files = stamp(files)
     config = read_config(path)
     eos_ids = read_eos_ids(path, config)
     return Checkpoint(
@@ -141,10 +148,13 @@ def _open_directory(path: Path) -> Checkpoint:
         tensors=read_tensors(path),
         eos_ids=eos_ids,
         load_tokenizer=functools.cache(lambda: read_tokenizer(path, eos_ids)),
+        files=files,
+        stamp=of_files,
     )
 
 
 def _open_gguf(path: Path) -> Checkpoint:
+    of_file = stamp((path,))
     file = read_gguf(path)
     model = GgufModel(file)
     eos_ids = model.eos_ids()
@@ -154,4 +164,6 @@ def _open_gguf(path: Path) -> Checkpoint:
         tensors=model.tensors(),
         eos_ids=eos_ids,
         load_tokenizer=functools.cache(lambda: build_tokenizer(file, eos_ids)),
+        files=(path,),
+        stamp=of_file,
     )

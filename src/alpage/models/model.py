@@ -26,11 +26,14 @@ class Model(nn.Module, ABC):
         sharder: how it runs on this rank.
         blocks: of this stage, by their numbers in the model.
         quantization: of its matrices; None: they are of floats.
+        num_mapped_bytes: of its weights that lie in a file, mapped; memory of a file passes for
+            free.
     """
 
     sharder: Sharder
     blocks: nn.ModuleDict
     quantization: Quantization | None = None
+    num_mapped_bytes: int = 0
 
     @property
     @abstractmethod

@@ -4,13 +4,15 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from alpage.errors import BadCheckpoint, InvalidValue, Unsupported
-from alpage.models.chat_template import ChatTemplate, Message
+
+if TYPE_CHECKING:
+    from alpage.models.chat_template import ChatTemplate, Message
 
 _DEFAULT, _TOOL_USE = "default", "tool_use"
 _SPACE: Final = "▁"  # how SentencePiece writes a space
@@ -50,9 +52,8 @@ class Tokenizer:
         self._backend = backend
         self._source = source
         self._special_tokens = dict(special_tokens)
-        self._templates = {
-            name: ChatTemplate(text) for name, text in (chat_templates or {}).items()
-        }
+        self._template_sources = dict(chat_templates or {})
+        self._templates: dict[str, ChatTemplate] = {}
         added_tokens = backend.get_added_tokens_decoder()
         self._added = {token_id: token.content for token_id, token in added_tokens.items()}
         self._bytes_of = _bytes_of_tokens(backend)
@@ -75,14 +76,13 @@ class Tokenizer:
     @property
     def chat_template(self) -> str | None:
         """The text of the default chat template."""
-        template = self._templates.get(_DEFAULT)
-        return None if template is None else template.source
+        return self._template_sources.get(_DEFAULT)
 
     @property
     def has_tool_template(self) -> bool:
         """Whether a chat template says what tools there are."""
-        default = self._templates.get(_DEFAULT)
-        return _TOOL_USE in self._templates or (default is not None and default.knows_tools)
+        default = self._template(_DEFAULT)
+        return _TOOL_USE in self._template_sources or (default is not None and default.knows_tools)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Return the text's token ids.
@@ -142,7 +142,7 @@ class Tokenizer:
 
     def apply_chat_template(
         self,
-        messages: Sequence[Message],
+        messages: Sequence["Message"],
         *,
         add_generation_prompt: bool,
         continue_final_message: bool = False,
@@ -154,21 +154,30 @@ class Tokenizer:
             InvalidValue: the messages are malformed, or the template refuses them.
             Unsupported: the model has no chat template, or a faulty one.
         """
-        name = _TOOL_USE if tools is not None and _TOOL_USE in self._templates else _DEFAULT
-        if name not in self._templates:
+        has_own = tools is not None and _TOOL_USE in self._template_sources
+        template = self._template(_TOOL_USE if has_own else _DEFAULT)
+        if template is None:
             raise Unsupported(
                 field="chat_template",
                 value=None,
                 limit=f"{self._source} holds no chat template",
                 remedy="Give a prompt as text, or use a model that is tuned for chat",
             )
-        return self._templates[name].render(
+        return template.render(
             messages,
             special_tokens=self._special_tokens,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             tools=tools,
         )
+
+    def _template(self, name: str) -> "ChatTemplate | None":
+        # Jinja is for those who chat.
+        from alpage.models.chat_template import ChatTemplate  # noqa: PLC0415
+
+        if name in self._template_sources and name not in self._templates:
+            self._templates[name] = ChatTemplate(self._template_sources[name])
+        return self._templates.get(name)
 
     def _named_id(self, name: str) -> int | None:
         token = self._special_tokens.get(name)

@@ -3,6 +3,8 @@
 Dims: N features out (rows), K features in.
 """
 
+import hashlib
+
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
@@ -10,7 +12,15 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from alpage import native
 from alpage.native import PackedWeight
 
-__all__ = ["PackedWeight", "is_packable", "linear", "packed", "packed_blocks", "packed_int4"]
+__all__ = [
+    "PackedWeight",
+    "is_packable",
+    "linear",
+    "packed",
+    "packed_blocks",
+    "packed_int4",
+    "packing",
+]
 
 
 def is_packable(weight: Tensor, kind: native.Kind = "bfloat16") -> bool:
@@ -39,6 +49,26 @@ def packed_blocks(number_NK: Tensor, scale_NB: Tensor) -> PackedWeight:
 def packed_int4(number_NK: Tensor, scale_NB: Tensor, minimum_NB: Tensor) -> PackedWeight:
     """Return a matrix of 4 bits for `linear`, where that kind `is_packable`."""
     return native.pack_int4(number_NK, scale_NB, minimum_NB)
+
+
+def packing() -> str:
+    """Return a text that is another one where matrices are packed in another way."""
+    kernels = native.load()
+    if kernels is None or not native.has_linear():
+        return ""
+    number_NK = (torch.arange(48 * 96) % 15).to(torch.uint8).view(48, 96)
+    scale_NB = torch.arange(48 * 3).view(48, 3).half()
+    packings = (
+        native.pack(number_NK.bfloat16()),
+        native.pack_int8(number_NK.to(torch.int8), scale_NB[:, 0]),
+        native.pack_int8_blocks(number_NK.to(torch.int8), scale_NB),
+        native.pack_int4(number_NK, scale_NB, -scale_NB),
+    )
+    # What kinds are packed hangs on the instructions too.
+    digest = hashlib.sha256(kernels.isa.encode())
+    for one in packings:
+        digest.update(one.panels.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def linear(x: Tensor, weight: PackedWeight, bias_N: Tensor | None = None) -> Tensor:

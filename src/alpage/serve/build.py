@@ -3,12 +3,13 @@
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from alpage.errors import AlpageError, BadCheckpoint
+from alpage.errors import AlpageError, BadCheckpoint, InvalidValue
 from alpage.hardware import available_memory_bytes
-from alpage.models import Checkpoint, Model, Tokenizer, load
+from alpage.models import Checkpoint, Model, Tokenizer, catalogue, load
 from alpage.ops import AttentionSpec, Backend, KvPool, backends, select
 from alpage.ops.program import Program
 from alpage.serve.allocation import allocating
@@ -20,7 +21,6 @@ from alpage.serve.intake import Intake, Limits
 from alpage.serve.invariance import check_invariance
 from alpage.serve.kv_memory import KvMemory, PreemptionCost
 from alpage.serve.machine import find_device, find_dtype, free_bytes
-from alpage.serve.mesh import plan_mesh, start_meshes
 from alpage.serve.pace import Pace
 from alpage.serve.pages import PagePool
 from alpage.serve.runner import Runner, View
@@ -70,6 +70,8 @@ def _build(checkpoint: Checkpoint, config: EngineConfig, notify: Callable[[str],
     if config.devices == 1:
         network = _load(checkpoint, config, dtype, device)
         return assemble(network, eos_ids, tokenizer, config, notify)
+    from alpage.serve.mesh import plan_mesh, start_meshes  # noqa: PLC0415 - most have one device
+
     plan = plan_mesh(checkpoint, config, device, dtype, notify)
     _check_eos(eos_ids, plan.shape)
     sizes = size(
@@ -105,7 +107,7 @@ def assemble(
         config,
         max_positions=model.max_positions,
         kv_bytes_per_token=shape.kv_bytes_per_token(dtype.itemsize),
-        free_bytes=free_bytes(device),
+        free_bytes=max(0, free_bytes(device) - model.num_mapped_bytes),
         free_host_bytes=None if device.type == "cpu" else available_memory_bytes(),
         share=_KV_SHARE[device.type],
         notify=notify,
@@ -218,7 +220,22 @@ def _load(
         # A CPU's memory is handed out before it is there: too much of it ends the process.
         if num_bytes > num_free_bytes:
             raise MemoryError
-        return load(checkpoint, dtype=dtype, device=device, quantization=config.quantization)
+        return load(
+            checkpoint,
+            dtype=dtype,
+            device=device,
+            quantization=config.quantization,
+            cache=_cache(config, device),
+        )
+
+
+def _cache(config: EngineConfig, device: torch.device) -> Path | None:
+    if not config.has_weight_cache or device.type != "cpu":
+        return None
+    try:
+        return catalogue.default_packed_cache()
+    except InvalidValue:
+        return None  # This user has no home.
 
 
 def _kv_memories(

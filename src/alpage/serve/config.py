@@ -43,6 +43,8 @@ class EngineConfig:
             a step then computes as many of their tokens as the steps before had time for; None: as
             many as a step may have.
         has_prefix_cache: whether prompts share what equal prefixes computed.
+        has_weight_cache: whether a model on a CPU is kept on disk as it lies in memory, beside the
+            model cache, for the next start.
         attention_backend: "auto" or one by name: native, sdpa, reference.
         devices: that all replicas together take; on a CPU processes of this machine, which share
             its cores.
@@ -74,6 +76,7 @@ class EngineConfig:
     max_num_batched_tokens: int | None = None
     target_itl_s: float | None = None
     has_prefix_cache: bool = True
+    has_weight_cache: bool = True
     attention_backend: str = "auto"
     devices: int = 1
     stages: int = 1
@@ -136,6 +139,7 @@ class EngineConfig:
         _one_of("prefill_layout", self.prefill_layout, PREFILL_LAYOUTS)
         _one_of("attention_sharding", self.attention_sharding, ATTENTIONS)
         _kind("has_prefix_cache", self.has_prefix_cache, bool, "True or False")
+        _kind("has_weight_cache", self.has_weight_cache, bool, "True or False")
         _kind("attention_backend", self.attention_backend, str, "the name of a backend")
         _whole("seed", self.seed, 0, 2**64 - 1)
 

@@ -27,7 +27,7 @@ def described(name, command):
 
 
 def test_offers_what_it_has_always_offered(golden):
-    root = typer.main.get_command(app_module.app)
+    root = typer.main.get_command(app_module.build_app())
     golden("cli.txt", "\n".join(described(*pair) for pair in commands(root)))
 
 
