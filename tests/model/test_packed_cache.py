@@ -22,7 +22,7 @@ from tiny_llama import make_tiny_llama
 CPU = torch.device("cpu")
 TOKENS_BL, POSITIONS_BL = torch.arange(24).view(2, 12), torch.arange(12).expand(2, 12)
 needs_kernels = pytest.mark.skipif(
-    not native.has_linear(), reason="the kernels for linear layers are not for this machine"
+    not native.has_linear("int4"), reason="the kernels for linear layers are not for this machine"
 )
 
 
