@@ -23,12 +23,21 @@ void pack(const char* w, int64_t stride_bytes, int64_t n, int64_t row_bytes, cha
     });
 }
 
-// Panels are shared out one by one; with many rows of x a thread takes some tiles of a panel, while that is in cache.
+// With many rows of x a thread takes some tiles of a panel, while that is in cache. With few it takes some panels, one
+// after the other: what a kernel asks for early lies behind its panel, and had better be its own next one.
 void multiply(Team& team, const Product& p, const LinearKernels& kernels) {
     constexpr int64_t kTiles = 32;
     const ProductKernel kernel = kernels.multiply[static_cast<int>(p.weights)];
     const int64_t tiles = divided_up(p.m, kRowTile), blocks = divided_up(tiles, kTiles);
-    team.share(divided_up(p.n, kPanel) * blocks, [&](int64_t i) {
+    const int64_t panels = divided_up(p.n, kPanel);
+    if (tiles == 1) {
+        const int64_t run = std::clamp<int64_t>(panels / 8, 1, 8);
+        return team.share(divided_up(panels, run), [&](int64_t i) {
+            for (int64_t panel = i * run; panel < std::min((i + 1) * run, panels); ++panel)
+                kernel(p, panel, 0, int(p.m));
+        });
+    }
+    team.share(panels * blocks, [&](int64_t i) {
         const int64_t panel = i / blocks, first = i % blocks * kTiles;
         for (int64_t tile = first; tile < std::min(first + kTiles, tiles); ++tile)
             kernel(p, panel, tile * kRowTile, int(std::min<int64_t>(kRowTile, p.m - tile * kRowTile)));

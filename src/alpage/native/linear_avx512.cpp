@@ -24,10 +24,13 @@ ALPAGE_INLINE void store(const Product& p, int64_t row, int64_t column, __m512 v
     _mm256_mask_storeu_epi16(static_cast<uint16_t*>(p.y) + place, mask, (__m256i)_mm512_cvtneps_pbh(value));
 }
 
-// The first tile of a panel waits for memory: what comes is asked for early.
+// The first tile of a panel waits for memory: what comes is asked for early. With one row it is read once, and need not
+// sweep from the caches what the steps between products live on.
+template <int Rows>
 ALPAGE_INLINE void ask_for(const char* weights) {
-    _mm_prefetch(weights + kAhead, _MM_HINT_T0);
-    _mm_prefetch(weights + kAhead + 64, _MM_HINT_T0);
+    constexpr auto hint = Rows == 1 ? _MM_HINT_NTA : _MM_HINT_T0;
+    _mm_prefetch(weights + kAhead, hint);
+    _mm_prefetch(weights + kAhead + 64, hint);
 }
 
 ALPAGE_INLINE __m512i repeated(const void* piece) {
@@ -49,7 +52,7 @@ struct Bfloat16 {
         const uint16_t* x = static_cast<const uint16_t*>(p.x) + first_row * p.x_stride;
         __m512 sums[Rows][kVectors] = {};
         for (int64_t piece = 0; piece < pieces; ++piece, w += kPieceBytes) {
-            ask_for(w);
+            ask_for<Rows>(w);
             __m512i weights[kVectors];
 #pragma GCC unroll 2
             for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(w + v * 64);
@@ -84,7 +87,7 @@ struct Int8 {
                 for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_set1_epi32(x[r * p.x_stride].start);
             const int64_t end = left < kGroup / 4 ? left : kGroup / 4;
             for (int64_t piece = 0; piece < end; ++piece, w += kPieceBytes) {
-                ask_for(w);
+                ask_for<Rows>(w);
                 __m512i weights[kVectors];
 #pragma GCC unroll 2
                 for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(w + v * 64);
@@ -175,7 +178,7 @@ struct Blocks {
     ALPAGE_INLINE void add_pair(__m512i (&sums)[Rows][kVectors], const char* w, const Group* x, int64_t first,
                                 int64_t x_stride) {
 #pragma GCC unroll 2
-        for (int ahead = 0; ahead < Numbers::kPairBytes; ahead += kPieceBytes) ask_for(w + ahead);
+        for (int ahead = 0; ahead < Numbers::kPairBytes; ahead += kPieceBytes) ask_for<Rows>(w + ahead);
         __m512i even[kVectors], odd[kVectors];
 #pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) Numbers::load(w + v * 64, even[v], odd[v]);
