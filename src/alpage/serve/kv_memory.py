@@ -120,6 +120,18 @@ class KvMemory:
         num_total = self.num_pages(sequence.num_computed + num_tokens)
         return max(0, num_total - len(sequence.table)) + self._must_copy(sequence)
 
+    def has_place(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Take the next `num_tokens` places in the sequence's last page, if they are its own.
+
+        It is what most steps need, and short of `num_pages_to_grow` and `grow`.
+        """
+        entry, place = divmod(sequence.num_computed, self.pool.page_size)
+        is_inside = place > 0 and place + num_tokens <= self.pool.page_size
+        if not is_inside or not self.pool.is_writable(sequence.table[entry], place):
+            return False
+        self._written.add(sequence.table[entry])
+        return True
+
     def grow(self, sequence: Sequence, num_tokens: int) -> None:
         """Make the places of the next `num_tokens` tokens the sequence's own.
 

@@ -4,6 +4,7 @@ Dims: T new tokens of all rows, R rows whose logits are wanted, V vocabulary, D 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import final
 
@@ -50,14 +51,10 @@ class Readout:
             x_RD = _rows(model, x_TD, places)
             drawn = sample(model.logits(x_RD), drawing, self._slots)
             for place, (number, result) in enumerate(zip(numbers, drawn, strict=True)):
-                before = results.get(number, result)
-                results[number] = RowResult(
-                    tokens=result.tokens,
-                    logprobs=result.logprobs,
-                    candidates=result.candidates,
-                    prompt_logprobs=before.prompt_logprobs,
-                    state=self._state(x_RD[place], rows[number]),
-                )
+                state = self._state(x_RD, place, rows[number])
+                whole = replace(result, state=state) if state else result
+                before = results.get(number)
+                results[number] = whole if before is None else before.followed_by(whole)
         return [results.get(number, RowResult()) for number in range(len(rows))]
 
     def follow(self, rows: Sequence[Row], model: Model, x_TD: Tensor) -> None:
@@ -69,10 +66,10 @@ class Readout:
         if places:
             _logits(model, x_TD, places)
 
-    def _state(self, x_D: Tensor, row: Row) -> tuple[float, ...]:
+    def _state(self, x_RD: Tensor, place: int, row: Row) -> tuple[float, ...]:
         params = self._rules[row.request_id].params
         has_embedding = isinstance(params, SamplingParams) and params.has_embedding
-        return tuple(x_D.float().tolist()) if has_embedding else ()
+        return tuple(x_RD[place].float().tolist()) if has_embedding else ()
 
     def _prompt_logprobs(
         self, model: Model, x_TD: Tensor, places: range, row: Row

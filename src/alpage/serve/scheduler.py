@@ -339,6 +339,8 @@ class Scheduler:
     def _reserve(self, group: Group, sequence: Sequence, step: _Step, num_tokens: int) -> bool:
         """Make the places of a sequence's next tokens its own; False if it has to wait a step."""
         memory = self._memory(group)
+        if memory.has_place(sequence, num_tokens):
+            return True
         need = memory.num_pages_to_grow(sequence, num_tokens)
         if not self._make_room(group, sequence, step, need):
             return False
