@@ -24,13 +24,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, Literal, TypeAlias, final
 
 import httpx
 
 from alpage.load import server_of
 from alpage.units import MiB
+from benchmarks.processes import children_of, is_alive
 from benchmarks.soak_acts import Act, Unanswered, acts
 from benchmarks.soak_memory import ENVIRONMENT, Grown
 
@@ -134,7 +134,7 @@ class Soak:
             stack.push_async_callback(asyncio.to_thread, server.__exit__, None, None, None)
             self._is_killed = False
             self._may_act.set()
-            self._grown = Grown(_family(pid))
+            self._grown = Grown({pid, *children_of(pid)})
             watcher = asyncio.create_task(self._watch(pid))
             if is_killed:
                 await asyncio.sleep(duration_s)
@@ -147,8 +147,8 @@ class Soak:
             if not is_killed:
                 await self._check_idle()
                 self.report.problems += [line for line in said if line.startswith("ERROR")][:5]
-            family = _family(pid)
-        await self._until(lambda: not any(map(_is_alive, family)), "a process is left")
+            family = {pid, *children_of(pid)}
+        await self._until(lambda: not any(map(is_alive, family)), "a process is left")
         self._check_memory()
         return int(self._url.rpartition(":")[2])
 
@@ -190,7 +190,7 @@ class Soak:
 
     def _kill(self, pid: int) -> set[int]:
         """Kill one of those that a server has started; return all of them."""
-        children = _family(pid) - {pid}
+        children = children_of(pid)
         assert children, f"who is killed has a process of its own: {VICTIMS}"
         self._is_killed = True
         os.kill(random.Random(self.report.num_kills).choice(sorted(children)), signal.SIGKILL)
@@ -200,16 +200,16 @@ class Soak:
     async def _kill_engine(self, pid: int) -> None:
         """Kill the engine; the server has another."""
         killed = self._kill(pid)
-        await self._until(lambda: not any(map(_is_alive, killed)), "a process is left")
+        await self._until(lambda: not any(map(is_alive, killed)), "a process is left")
         async with httpx.AsyncClient(base_url=self._url, timeout=_ANSWER_S) as client:
 
             async def is_ready() -> bool:
                 # A server that has not noticed yet still says that it is ready.
-                has_another = bool(_family(pid) - {pid} - killed)
+                has_another = bool(children_of(pid) - killed)
                 return has_another and (await client.get("/ready")).status_code == httpx.codes.OK
 
             await self._until(is_ready, "the server does not start another engine")
-        self._grown.add(_family(pid) - {pid})
+        self._grown.add(children_of(pid))
         self._is_killed = False
 
     async def _kill_rank(self, pid: int) -> None:
@@ -238,7 +238,7 @@ class Soak:
         samples = list[int]()
         self.report.memory.append(samples)
         while True:
-            samples.append(sum(map(self._grown.bytes_of, _family(pid))))
+            samples.append(sum(map(self._grown.bytes_of, {pid, *children_of(pid)})))
             await asyncio.sleep(_SAMPLE_S)
 
     def _check_memory(self) -> None:
@@ -263,28 +263,6 @@ class Soak:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             self.report.problems.append(problem)
-
-
-def _family(pid: int) -> set[int]:
-    """Return a process, those that it has started, and theirs."""
-    found, parents = {pid}, {pid}
-    while parents:
-        parents = {
-            int(child)
-            for parent in parents
-            for task in Path(f"/proc/{parent}/task").glob("*/children")
-            for child in task.read_text().split()
-        } - found
-        found |= parents
-    return found
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def to_text(report: Report) -> str:

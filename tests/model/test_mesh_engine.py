@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from benchmarks.processes import is_alive
 
 from alpage import LLM, BeamSearchParams, SamplingParams
 from alpage.errors import InvalidValue, RankLost, Unsupported
@@ -35,14 +35,6 @@ def paths(tmp_path_factory):
     for family in ("GPT2", "Mixtral", "PaLM"):
         make_tiny(path / family, family)
     return path
-
-
-def is_alive(pid):
-    """Whether a process runs; one that waits to be reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def pids_of(llm):

@@ -5,11 +5,11 @@ import signal
 import socket
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from benchmarks.processes import children_of, is_alive
 
 from tiny_llama import make_tiny_llama
 from tiny_server import DEADLINE_S, NAME, process_of
@@ -38,25 +38,6 @@ def server(model):
 def client(server):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
         yield client
-
-
-def children_of(pid):
-    """Return the processes that a process has started, and theirs."""
-    found, parents = set(), {pid}
-    while parents:
-        parents = {
-            int(child)
-            for parent in parents
-            for task in Path(f"/proc/{parent}/task").glob("*/children")
-            for child in task.read_text().split()
-        } - found
-        found |= parents
-    return found
-
-
-def is_alive(pid):
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def until_all_gone(pids):

@@ -1,10 +1,10 @@
 """Engine process: processes that die, lie or hang, and when there is no other."""
 
 import time
-from pathlib import Path
 from queue import Queue
 
 import pytest
+from benchmarks.processes import is_alive
 
 from alpage.errors import RankLost, Unsupported
 from alpage.serve.http import engine_process
@@ -39,10 +39,6 @@ class Begun:
         found = [self.events.get(timeout=DEADLINE_S) for _ in kinds]
         assert tuple(map(type, found)) == kinds
         return found
-
-
-def is_alive(pid):
-    return Path(f"/proc/{pid}").exists()
 
 
 def test_engine_is_talked_with_until_it_is_stopped():
