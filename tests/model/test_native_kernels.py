@@ -30,6 +30,8 @@ WINDOWS = [None, 1, 7, 100]
 # split at 512.
 SMALL = [(5, 5), (1, 520), (20, 90), (0, 3), (1, 1)]
 MIXED = [(5, 5), (1, 600), (20, 90), (1, 1), (0, 3), (40, 530), (1, 64)]
+# So many that each is gone through with all heads side by side, in one piece or in several.
+MANY = [(1, 90 * b + 1) for b in range(12)] + [(3, 700), (1, 128), (0, 1)]
 
 MODULE = native.load()
 ISAS = MODULE.module.isas() if MODULE else []
@@ -235,13 +237,15 @@ def test_any_step_equals_plain_pytorch(sequences, window, page_size, dtype, seed
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("isa", ISAS)
-def test_row_is_bitwise_the_same_in_any_company(isa, dtype, window, threads):
-    case = make_case(MIXED, window=window, dtype=dtype)
+@pytest.mark.parametrize("sequences", [MIXED, MANY], ids=["mixed", "many"])
+def test_row_is_bitwise_the_same_in_any_company(sequences, isa, dtype, window, threads):
+    case = make_case(sequences, window=window, dtype=dtype)
     together = attend(case, isa)
+    check(case, expected(case), isa, isa)
     for num_threads in (1, 2, 3):
         threads(num_threads)
         assert torch.equal(attend(case, isa), together)
-        alone = [attend(part(case, b), isa) for b in range(len(MIXED))]
+        alone = [attend(part(case, b), isa) for b in range(len(sequences))]
         assert torch.equal(torch.cat(alone), together)
 
 

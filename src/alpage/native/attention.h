@@ -26,6 +26,7 @@ constexpr int kTileRows = 32;
 constexpr int kBlockKeys = 64;    // keys scored at once
 constexpr int kSplitKeys = 128;   // keys under one partial softmax
 constexpr int kItemSplits = 4;    // splits that a thread takes at a time, where those of a tile are shared out
+constexpr int kMinItems = 8;     // as many at least keep threads busy when each has all heads
 constexpr int kMaxSplitTiles = 4; // sequences with more row tiles than this have parallel work enough without splits
 
 enum class Dtype { float32, bfloat16 };
@@ -58,15 +59,18 @@ struct Attention {
     TileForm form;
 };
 
-// Rows of one key/value head over splits [first_split, end_split): of each sequence those from first_row on, as many of
-// each. Several sequences are in one tile where their pages of the splits are the same, and all of these are seen.
+// Rows of key/value heads from first_kv_head on over splits [first_split, end_split), num_rows of each head: of each
+// sequence those from first_row on, as many of each. Several sequences are in one tile where their pages of the splits
+// are the same, and all of these are seen; such a tile has one head. Rows of a head lie side by side.
 struct Tile {
     const int* sequences;
-    int kv_head;
+    int first_kv_head, num_kv_heads;
     int first_row, rows_each, num_rows;
     int first_split, end_split;
 
-    int sequence_of(int row) const { return sequences[row / rows_each]; }
+    int total_rows() const { return num_kv_heads * num_rows; }
+    int kv_head_of(int row) const { return first_kv_head + row / num_rows; }
+    int sequence_of(int row) const { return sequences[row % num_rows / rows_each]; }
     int row_of(int row) const { return first_row + row % rows_each; }
 };
 

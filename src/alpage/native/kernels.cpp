@@ -18,8 +18,8 @@ class TileKernel {
   public:
     TileKernel(const Attention& a, const Tile& tile, Scratch& s)
         : a_(a), tile_(tile), s_(s), pages_(a, tile, s), units_(a.head_dim / Dot<T>::kElements),
-          split_(softmax_at(s.split_memory, tile.num_rows, a.head_dim)),
-          whole_(softmax_at(s.whole_memory, tile.num_rows, a.head_dim)) {}
+          split_(softmax_at(s.split_memory, tile.total_rows(), a.head_dim)),
+          whole_(softmax_at(s.whole_memory, tile.total_rows(), a.head_dim)) {}
 
     Softmax attend() {
         clear(whole_);
@@ -28,9 +28,9 @@ class TileKernel {
     }
 
     void attend_splits(float* const* partials) {
-        const int64_t rows = tile_.rows_each, width = column_width(a_.head_dim);
+        const int64_t rows = tile_.num_kv_heads * tile_.rows_each, width = column_width(a_.head_dim);
         for_each_split([&](int number) {
-            for (int i = 0; i < tile_.num_rows / rows; ++i) {
+            for (int i = 0; i < tile_.total_rows() / rows; ++i) {
                 const Softmax to = softmax_at(partials[i] + number * softmax_floats(rows, a_.head_dim), rows, a_.head_dim);
                 memcpy(to.values, split_.values + i * rows * width, rows * width * sizeof(float));
                 memcpy(to.top, split_.top + i * rows, rows * sizeof(float));
@@ -40,8 +40,8 @@ class TileKernel {
     }
 
     void clear(Softmax& softmax) {
-        for (int64_t i = 0; i < tile_.num_rows * column_width(a_.head_dim); ++i) softmax.values[i] = 0.0f;
-        for (int r = 0; r < tile_.num_rows; ++r) {
+        for (int64_t i = 0; i < tile_.total_rows() * column_width(a_.head_dim); ++i) softmax.values[i] = 0.0f;
+        for (int r = 0; r < tile_.total_rows(); ++r) {
             softmax.top[r] = -__builtin_inff();
             softmax.sum[r] = 0.0f;
         }
@@ -50,7 +50,7 @@ class TileKernel {
     // A row that has seen no key has sum 0; a NaN is not 0 and goes through.
     __attribute__((noinline)) void join(Softmax& into, const Softmax& from) {
         const int64_t width = column_width(a_.head_dim);
-        for (int r = 0; r < tile_.num_rows; ++r) {
+        for (int r = 0; r < tile_.total_rows(); ++r) {
             if (from.sum[r] == 0.0f) continue;
             const float top = greater(into.top[r], from.top[r]);
             const Vec keep = into.sum[r] == 0.0f ? Vec{} : exp2(splat(into.top[r] - top));
@@ -65,11 +65,11 @@ class TileKernel {
     void write(const Softmax& softmax) {
         const int group = a_.num_heads / a_.num_kv_heads;
         const int64_t width = column_width(a_.head_dim);
-        for (int r = 0; r < tile_.num_rows; ++r) {
+        for (int r = 0; r < tile_.total_rows(); ++r) {
             const int row = tile_.row_of(r);
             T* out = static_cast<T*>(a_.out_THK) +
                      (a_.query_start_B1[tile_.sequence_of(r)] + row / group) * a_.out_token_stride +
-                     (tile_.kv_head * group + row % group) * a_.out_head_stride;
+                     (tile_.kv_head_of(r) * group + row % group) * a_.out_head_stride;
             const Vec scale = splat(1.0f / softmax.sum[r]);
             for (int c = 0; c < num_columns(a_); ++c)
                 store(out + column(a_, c), load(softmax.values + r * width + c * kLanes) * scale);
@@ -92,11 +92,11 @@ class TileKernel {
 
     void load_queries() {
         const int group = a_.num_heads / a_.num_kv_heads;
-        for (int r = 0; r < tile_.num_rows; ++r) {
+        for (int r = 0; r < tile_.total_rows(); ++r) {
             const int sequence = tile_.sequence_of(r), row = tile_.row_of(r);
             const int start = a_.query_start_B1[sequence];
             const int past = a_.context_B[sequence] - (a_.query_start_B1[sequence + 1] - start);
-            const int token = row / group, head = tile_.kv_head * group + row % group;
+            const int token = row / group, head = tile_.kv_head_of(r) * group + row % group;
             s_.position[r] = past + token;
             const T* q = static_cast<const T*>(a_.q_THK) + (start + token) * a_.q_token_stride +
                          head * a_.q_head_stride;
@@ -104,38 +104,45 @@ class TileKernel {
         }
     }
 
-    // Leaves in split_ the softmax over keys [begin + keys.begin, begin + keys.end).
+    // Leaves in split_ the softmax over keys [begin + keys.begin, begin + keys.end). Heads go through a block one after
+    // the other: what pages hold of them lies side by side, and is read as it lies.
     void attend_to(int begin, Span keys) {
         clear(split_);
         pages_.find(begin, keys);
         for (int block = keys.begin / kBlockKeys * kBlockKeys; block < keys.end; block += kBlockKeys) {
             const Span seen{greater(keys.begin - block, 0), smaller(keys.end - block, kBlockKeys)};
-            pages_.enter(block, seen);
-            score(seen);
-            weigh(begin + block);
-            add_values(seen);
+            for (int head = 0; head < tile_.num_kv_heads; ++head) {
+                const int first = head * tile_.num_rows;
+                pages_.enter(block, head, seen);
+                score(first, seen);
+                weigh(first, begin + block);
+                add_values(first, seen);
+            }
         }
     }
 
-    __attribute__((noinline)) void score(Span seen) {
+    // Scores of the head's rows, which begin at `first` of the tile; `r` counts from there.
+    __attribute__((noinline)) void score(int first, Span seen) {
         for (int r = 0; r < tile_.num_rows; r += kRegisterRows)
-            with_count(smaller(tile_.num_rows - r, kRegisterRows), [&](auto rows) { score_rows<rows.value>(r, seen); });
+            with_count(smaller(tile_.num_rows - r, kRegisterRows), [&](auto rows) {
+                score_rows<rows.value>(first, r, seen);
+            });
     }
 
     template <int Rows>
-    __attribute__((always_inline)) inline void score_rows(int r, Span seen) {
+    __attribute__((always_inline)) inline void score_rows(int first, int r, Span seen) {
         constexpr int kKeys = kRegisterVectors * kLanes;
         for (int k = seen.begin / kKeys * kKeys; k < seen.end; k += kKeys) {
-            if (r == 0) score_keys<Rows, Pages::kFetchesUnits>(r, k);
-            else score_keys<Rows, false>(r, k);
+            if (r == 0) score_keys<Rows, Pages::kFetchesUnits>(first, r, k);
+            else score_keys<Rows, false>(first, r, k);
         }
     }
 
-    // Scores as many keys as registers hold, and fetches those of the next block as it goes.
+    // Scores as many keys as registers hold, and fetches what `next_units` gives as it goes.
     template <int Rows, bool IsFetching>
-    __attribute__((always_inline)) inline void score_keys(int r, int k) {
+    __attribute__((always_inline)) inline void score_keys(int first, int r, int k) {
         const int units = units_;
-        const float* q = s_.query + r * units;
+        const float* q = s_.query + (first + r) * units;
         const float* key[kRegisterVectors];
         const float* next[kRegisterVectors];
         for (int j = 0; j < kRegisterVectors; ++j) {
@@ -154,20 +161,21 @@ class TileKernel {
                 store(s_.score + (r + i) * kBlockKeys + k + j * kLanes, sum[i][j]);
     }
 
-    __attribute__((noinline)) void weigh(int block) {
+    __attribute__((noinline)) void weigh(int first, int block) {
         for (int r = 0; r < tile_.num_rows; r += kRegisterRows)
-            with_count(smaller(tile_.num_rows - r, kRegisterRows), [&](auto rows) { weigh_rows<rows.value>(r, block); });
+            with_count(smaller(tile_.num_rows - r, kRegisterRows), [&](auto rows) {
+                weigh_rows<rows.value>(first + r, s_.score + r * kBlockKeys, block);
+            });
     }
 
-    // Turns rows' scores into weights relative to their greatest scores so far. Rows go side by side, since each waits
-    // for itself most of the time.
+    // Turns scores of the tile's rows from `row` on into weights relative to their greatest scores so far. Rows go side
+    // by side, since each waits for itself most of the time.
     template <int Rows>
-    __attribute__((always_inline)) inline void weigh_rows(int r, int block) {
+    __attribute__((always_inline)) inline void weigh_rows(int row, float* score, int block) {
         const float scale = a_.scale * kLog2E;
-        float* score = s_.score + r * kBlockKeys;
         Vec greatest[Rows];
         for (int i = 0; i < Rows; ++i) {
-            const int position = s_.position[r + i];
+            const int position = s_.position[row + i];
             const int oldest = first_seen(a_, position) - block, newest = position - block;
             greatest[i] = splat(-__builtin_inff());
             for (int k = 0; k < kBlockKeys; k += kLanes) {
@@ -180,11 +188,11 @@ class TileKernel {
         }
         Vec sum[Rows] = {}, base[Rows], rescale[Rows];
         for (int i = 0; i < Rows; ++i) {
-            const Vec before = splat(split_.top[r + i]);
+            const Vec before = splat(split_.top[row + i]);
             const Vec top = greater(before, greatest_lane(greatest[i]));
             base[i] = top == -__builtin_inff() ? Vec{} : top;
             rescale[i] = exp2(before - base[i]);
-            split_.top[r + i] = top[0];
+            split_.top[row + i] = top[0];
         }
         for (int k = 0; k < kBlockKeys; k += kLanes)
             for (int i = 0; i < Rows; ++i) {
@@ -194,30 +202,30 @@ class TileKernel {
                 sum[i] += weight;
             }
         for (int i = 0; i < Rows; ++i) {
-            s_.rescale[r + i] = rescale[i][0];
-            split_.sum[r + i] = split_.sum[r + i] * rescale[i][0] + sum_lanes(sum[i])[0];
+            s_.rescale[row + i] = rescale[i][0];
+            split_.sum[row + i] = split_.sum[row + i] * rescale[i][0] + sum_lanes(sum[i])[0];
         }
     }
 
-    __attribute__((noinline)) void add_values(Span seen) {
+    __attribute__((noinline)) void add_values(int first, Span seen) {
         const int num = num_columns(a_);
         for (int c = 0; c < num; c += kRegisterVectors)
             with_count(smaller(num - c, kRegisterVectors), [&](auto columns) {
                 for (int r = 0; r < tile_.num_rows; r += kRegisterRows)
                     with_count(smaller(tile_.num_rows - r, kRegisterRows), [&](auto rows) {
-                        add_to_columns<rows.value, columns.value>(r, c, seen);
+                        add_to_columns<rows.value, columns.value>(first, r, c, seen);
                     });
             });
     }
 
     template <int Rows, int Columns>
-    __attribute__((always_inline)) inline void add_to_columns(int r, int c, Span seen) {
+    __attribute__((always_inline)) inline void add_to_columns(int first, int r, int c, Span seen) {
         const int64_t width = column_width(a_.head_dim);
-        float* values = split_.values + r * width + c * kLanes;
+        float* values = split_.values + (first + r) * width + c * kLanes;
         Vec sum[Rows][Columns];
         for (int i = 0; i < Rows; ++i)
             for (int j = 0; j < Columns; ++j)
-                sum[i][j] = load(values + i * width + j * kLanes) * s_.rescale[r + i];
+                sum[i][j] = load(values + i * width + j * kLanes) * s_.rescale[first + r + i];
         const float* weight = s_.score + r * kBlockKeys;
         if (r == 0) pages_.template add_values<Rows, Columns, true>(sum, weight, c, seen);
         else pages_.template add_values<Rows, Columns, false>(sum, weight, c, seen);
@@ -250,11 +258,11 @@ template <class T, class Pages>
 void join_splits(const Attention& a, const Tile& tile, float* partials) {
     Scratch scratch;
     TileKernel<T, Pages> kernel(a, tile, scratch);
-    Softmax whole = softmax_at(scratch.whole_memory, tile.num_rows, a.head_dim);
+    Softmax whole = softmax_at(scratch.whole_memory, tile.total_rows(), a.head_dim);
     kernel.clear(whole);
     for (int split = tile.first_split; split < tile.end_split; ++split) {
-        kernel.join(whole, softmax_at(partials, tile.num_rows, a.head_dim));
-        partials += softmax_floats(tile.num_rows, a.head_dim);
+        kernel.join(whole, softmax_at(partials, tile.total_rows(), a.head_dim));
+        partials += softmax_floats(tile.total_rows(), a.head_dim);
     }
     kernel.write(whole);
 }

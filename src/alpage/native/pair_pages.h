@@ -14,23 +14,30 @@ class PairPages {
   public:
     PairPages(const Attention& a, const Tile& tile, Scratch& s) : a_(a), tile_(tile), s_(s) {}
 
+    // A block is read whole and keys of the next one are fetched: where the tile has none there are some of it again.
     void find(int begin, Span keys) {
         const int32_t* table = a_.table_BP + tile_.sequences[0] * a_.table_stride;
-        const int64_t head = int64_t{tile_.kv_head} * a_.page_size * a_.head_dim;
-        const int first = keys.begin / kPairTokens, end = (keys.end + kPairTokens - 1) / kPairTokens;
-        for (int i = first; i < end; ++i) {
-            const int token = begin + i * kPairTokens;
+        const int64_t head = int64_t{tile_.first_kv_head} * a_.page_size * a_.head_dim;
+        const int end = smaller(s_.position[tile_.num_rows - 1] + 1, tile_.end_split * kSplitKeys);
+        const int first = keys.begin / kPairTokens, last = (end - 1 - begin) / kPairTokens;
+        for (int i = 0; i < kSplitKeys / kPairTokens + kBlockVectors; ++i) {
+            const int token = begin + smaller(greater(i, first), last) * kPairTokens;
             s_.place[i] = table[token / a_.page_size] * a_.page_stride + head + token % a_.page_size * a_.head_dim;
         }
-        // A block is read whole, and the next one fetched: beyond the keys are some of them again.
-        for (int i = first / kBlockVectors * kBlockVectors; i < first; ++i) s_.place[i] = s_.place[first];
-        for (int i = end; i < end + 2 * kBlockVectors; ++i) s_.place[i] = s_.place[end - 1];
     }
 
-    void enter(int block, Span) { place_ = s_.place + block / kPairTokens; }
+    void enter(int block, int head, Span) {
+        const int64_t size = int64_t{a_.page_size} * a_.head_dim;
+        const bool is_last = head + 1 == tile_.num_kv_heads;
+        place_ = s_.place + block / kPairTokens;
+        next_place_ = is_last ? place_ + kBlockVectors : place_;
+        head_ = head * size;
+        next_head_ = is_last ? 0 : head_ + size;
+    }
 
-    const float* units(int v) const { return keys() + place_[v] / 2; }
-    const float* next_units(int v) const { return keys() + place_[v + kBlockVectors] / 2; }
+    // Each half of the work on a block fetches what the next one reads: scores fetch values, and values the next keys.
+    const float* units(int v) const { return keys() + (place_[v] + head_) / 2; }
+    const float* next_units(int v) const { return values() + (place_[v] + head_) / 2; }
     static constexpr int kUnitStride = kLanes;
     static constexpr bool kFetchesUnits = true;
 
@@ -63,9 +70,8 @@ class PairPages {
         Vec (&sum)[Rows][Columns], const float (&pairs)[Rows][kBlockKeys / 2], int c, int k, Span own) const {
         const int stride = a_.head_dim, first = IsPart ? own.begin / 2 : 0;
         const int end = IsPart ? (own.end + 1) / 2 : kPairTokens / 2;
-        const float* values = static_cast<const float*>(a_.v_PGSK);
-        const float* value = values + place_[k / kPairTokens] / 2 + c * kLanes;
-        const float* next = values + place_[k / kPairTokens + kBlockVectors] / 2 + c * kLanes;
+        const float* value = values() + (place_[k / kPairTokens] + head_) / 2 + c * kLanes;
+        const float* next = keys() + (next_place_[k / kPairTokens] + next_head_) / 2 + c * kLanes;
         for (int p = first; p < end; ++p)
             for (int j = 0; j < Columns; ++j) {
                 Vec both = load(value + p * stride + j * kLanes);
@@ -83,11 +89,15 @@ class PairPages {
     }
 
     const float* keys() const { return static_cast<const float*>(a_.k_PGSK); }
+    const float* values() const { return static_cast<const float*>(a_.v_PGSK); }
 
     const Attention& a_;
     const Tile& tile_;
     Scratch& s_;
+    // Of the block and head at work and of the next ones: places of the tile's first head, and the way from there.
     const int64_t* place_ = nullptr;
+    const int64_t* next_place_ = nullptr;
+    int64_t head_ = 0, next_head_ = 0;
 };
 
 } // namespace

@@ -145,7 +145,7 @@ struct AttentionPlan::Parts {
             }
         }
         joints.emplace_back(tile, num_partials);
-        num_partials += (tile.end_split - tile.first_split) * softmax_floats(tile.num_rows, a.head_dim);
+        num_partials += (tile.end_split - tile.first_split) * softmax_floats(tile.total_rows(), a.head_dim);
     }
 
     // Tiles of the splits that sequences share, as many sequences in each as it has rows for.
@@ -156,7 +156,7 @@ struct AttentionPlan::Parts {
                 const int num = std::min<int>(most, found.sequences.size() - first);
                 for (int kv_head = 0; kv_head < a.num_kv_heads; ++kv_head) {
                     const int* sequences = found.sequences.data() + first;
-                    items.push_back({{sequences, kv_head, 0, group, num * group, found.split, found.split + 1},
+                    items.push_back({{sequences, kv_head, 1, 0, group, num * group, found.split, found.split + 1},
                                      int(item_joints.size())});
                     for (int i = 0; i < num; ++i) item_joints.push_back(joint_of[sequences[i]][kv_head]);
                 }
@@ -174,7 +174,7 @@ struct AttentionPlan::Parts {
         const Tile& tile = item.tile;
         const int num = tile.num_rows / tile.rows_each;
         const int* own = item_joints.data() + item.first_joint;
-        const int64_t size = softmax_floats(tile.rows_each, a.head_dim);
+        const int64_t size = softmax_floats(tile.num_kv_heads * tile.rows_each, a.head_dim);
         float* places[kTileRows];
         for (int i = 0; i < num; ++i) {
             const Joint& joint = joints[own[i]];
@@ -192,20 +192,29 @@ struct AttentionPlan::Parts {
 
 AttentionPlan::AttentionPlan(const Attention& a) : parts_(new Parts(a)) {
     const int group = parts_->group;
-    for (int sequence : parts_->numbers)
-        if (const Rows rows = rows_of(a, sequence); rows.num_tokens) check_pages(a, sequence, rows);
+    int64_t num_items = 0;
+    for (int sequence : parts_->numbers) {
+        const Rows rows = rows_of(a, sequence);
+        if (!rows.num_tokens) continue;
+        check_pages(a, sequence, rows);
+        num_items += divided_up(rows.past + rows.num_tokens - first_key(a, rows.past), kItemSplits * kSplitKeys);
+    }
     parts_->find_sharers(a);
     for (const int& sequence : parts_->numbers) {
         const Rows rows = rows_of(a, sequence);
         const int num_rows = rows.num_tokens * group;
         const bool is_split = num_rows <= kMaxSplitTiles * kTileRows;
-        for (int kv_head = 0; kv_head < a.num_kv_heads; ++kv_head)
+        const bool is_joined = num_items >= kMinItems && parts_->is_shared[sequence].empty() &&
+                               num_rows * a.num_kv_heads <= kTileRows;
+        const int num_kv_heads = is_joined ? a.num_kv_heads : 1;
+        for (int kv_head = 0; kv_head < a.num_kv_heads; kv_head += num_kv_heads)
             for (int row = 0; row < num_rows; row += kTileRows) {
                 const int end = std::min(row + kTileRows, num_rows);
                 const int oldest = first_key(a, rows.past + row / group);
                 const int newest = rows.past + (end - 1) / group;
                 const int first_split = oldest / kSplitKeys, end_split = newest / kSplitKeys + 1;
-                parts_->add(a, {&sequence, kv_head, row, end - row, end - row, first_split, end_split}, is_split);
+                parts_->add(
+                    a, {&sequence, kv_head, num_kv_heads, row, end - row, end - row, first_split, end_split}, is_split);
             }
     }
     parts_->add_shared(a);

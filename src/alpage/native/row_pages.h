@@ -20,7 +20,7 @@ class RowPages {
     // Finds keys [begin + keys.begin, begin + keys.end), those of one split.
     void find(int begin, Span keys) {
         const int32_t* table = a_.table_BP + tile_.sequences[0] * a_.table_stride;
-        const int64_t head = int64_t{tile_.kv_head} * a_.page_size * a_.head_dim;
+        const int64_t head = int64_t{tile_.first_kv_head} * a_.page_size * a_.head_dim;
         for (int i = keys.begin; i < keys.end;) {
             const int page = (begin + i) / a_.page_size;
             const int end = smaller((page + 1) * a_.page_size - begin, keys.end);
@@ -31,10 +31,11 @@ class RowPages {
         for (int i = keys.end; i < keys.end + kBlockKeys; ++i) s_.place[i] = s_.place[keys.end - 1];
     }
 
-    // Makes `seen` of the keys from `block` on in the split the ones that `units` gives.
-    __attribute__((noinline)) void enter(int block, Span seen) {
+    // Makes `seen` of the keys from `block` on in the split the ones that `units` gives, those of a head of the tile.
+    __attribute__((noinline)) void enter(int block, int head, Span seen) {
         place_ = s_.place + block;
-        const T* pool = static_cast<const T*>(a_.k_PGSK);
+        head_ = int64_t{head} * a_.page_size * a_.head_dim;
+        const T* pool = static_cast<const T*>(a_.k_PGSK) + head_;
         const int units = units_, head_dim = a_.head_dim;
         float* key = s_.key;
         for (int k = 0; k < seen.end; k += kLanes) {
@@ -76,7 +77,7 @@ class RowPages {
     template <int Rows, int Columns, bool IsFetching>
     __attribute__((always_inline)) inline void add_values(
         Vec (&sum)[Rows][Columns], const float* weight, int c, Span seen) const {
-        const T* pool = static_cast<const T*>(a_.v_PGSK);
+        const T* pool = static_cast<const T*>(a_.v_PGSK) + head_;
         int first[Columns];
         for (int j = 0; j < Columns; ++j) first[j] = column(a_, c + j);
         for (int k = seen.begin; k < seen.end; ++k) {
@@ -105,6 +106,7 @@ class RowPages {
     Scratch& s_;
     const int units_;
     const int64_t* place_ = nullptr;
+    int64_t head_ = 0; // from a place of the tile's first head to that of the one at work
 };
 
 } // namespace
