@@ -148,6 +148,13 @@ def test_selection_gives_reasons():
         select(spec, backends(), "fastest")
 
 
+def test_tiles_begin_with_a_cache_line():
+    pool = KvPool.zeros((3, 2, 5, 2, 16, 64), torch.bfloat16, torch.device("cpu"))
+    assert pool.kv_L2PGSK.shape == (3, 2, 5, 2, 16, 64)
+    assert not pool.kv_L2PGSK.any()
+    assert [layer.data_ptr() % 64 for layer in pool.layers] == [0, 0, 0]
+
+
 def test_pages_are_copied_after_all_are_read():
     pool = KvPool(torch.arange(4.0)[None, None, :, None, None, None].repeat(1, 2, 1, 1, 8, 1))
     pool.copy_pages([0, 1, 2], [1, 2, 3], to=pool)

@@ -4,13 +4,16 @@ Dims: T new tokens of all sequences, B sequences, P pages (in a table or in the 
 S places in a page, H query heads, G key/value heads, K head dim.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_LINE_BYTES: Final = 64  # a vector that lies in two cache lines takes two loads
 
 
 @final
@@ -51,9 +54,12 @@ class KvPool:
         """Return a pool of the sizes L2PGSK. A CPU's takes memory as its pages are first used."""
         if device.type != "cpu":
             return KvPool(torch.zeros(tuple(sizes), dtype=dtype, device=device))
-        # NumPy asks the system for zeros; PyTorch would write them.
-        zeros = np.zeros(tuple(sizes), f"i{dtype.itemsize}")
-        return KvPool(torch.from_numpy(zeros).view(dtype))
+        # NumPy asks the system for zeros; PyTorch would write them. What it gets begins anywhere.
+        num_bytes = math.prod(sizes) * dtype.itemsize
+        memory = np.zeros(num_bytes + _LINE_BYTES, np.int8)
+        first = -memory.ctypes.data % _LINE_BYTES
+        aligned = torch.from_numpy(memory[first : first + num_bytes])
+        return KvPool(aligned.view(dtype).view(tuple(sizes)))
 
     def __init__(self, kv_L2PGSK: Tensor) -> None:
         self.kv_L2PGSK = kv_L2PGSK
