@@ -155,6 +155,15 @@ def test_tiles_begin_with_a_cache_line():
     assert [layer.data_ptr() % 64 for layer in pool.layers] == [0, 0, 0]
 
 
+def test_pages_keep_what_they_hold_when_their_memory_is_asked_for():
+    pool = KvPool.zeros((3, 2, 700, 2, 16, 64), torch.bfloat16, torch.device("cpu"))
+    pool.kv_L2PGSK[:, :, 5] = 1.0
+    for slots in ([3], [], [690 * 16, 80], [7]):
+        pool.populate(torch.tensor(slots, dtype=torch.int64))
+    assert (pool.kv_L2PGSK[:, :, 5] == 1.0).all()
+    assert pool.kv_L2PGSK.sum() == 3 * 2 * 2 * 16 * 64
+
+
 def test_pages_are_copied_after_all_are_read():
     pool = KvPool(torch.arange(4.0)[None, None, :, None, None, None].repeat(1, 2, 1, 1, 8, 1))
     pool.copy_pages([0, 1, 2], [1, 2, 3], to=pool)

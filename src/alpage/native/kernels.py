@@ -102,6 +102,20 @@ class Kernels:
             isa=self.isa,
         )
 
+    def populate(self, kv_L2PGSK: Tensor, first: int, end: int) -> None:
+        """Have the system give the memory of pages [first, end) now, to all threads at once.
+
+        What they hold stays as it is.
+        """
+        pages_PGSK = kv_L2PGSK[0, 0, first:end]
+        self.module.populate(
+            begin=pages_PGSK.data_ptr(),
+            stride=kv_L2PGSK.stride(1) * kv_L2PGSK.element_size(),
+            num_regions=len(kv_L2PGSK) * 2,
+            num_bytes=pages_PGSK.nbytes,
+            num_threads=torch.get_num_threads(),
+        )
+
     def has_pairs(self, *, dtype: torch.dtype, page_size: int, head_dim: int) -> bool:
         """Whether the tiles of such a pool lie in pairs (attention.h), which only kernels read."""
         return bool(self.module.has_pairs(self.isa, DTYPES[dtype], page_size, head_dim))

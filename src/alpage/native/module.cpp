@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "linear.h"
+#include "memory.h"
 #include "plan.h"
 #include "program.h"
 
@@ -279,6 +280,7 @@ NB_MODULE(_kernels, m) {
         return alpage::form_of(alpage::choose(isa), alpage::dtype_of(dtype), page_size, head_dim) ==
                alpage::TileForm::pairs;
     });
+    m.def("populate", alpage::populate, free_gil, "begin"_a, "stride"_a, "num_regions"_a, "num_bytes"_a, "num_threads"_a);
     m.def("paged_attention", alpage::py_paged_attention, free_gil, nb::kw_only(), "dtype"_a, "q_THK"_a, "out_THK"_a,
           "k_PGSK"_a, "v_PGSK"_a, "query_start_B1"_a, "context_B"_a, "table_BP"_a, "q_token_stride"_a,
           "q_head_stride"_a, "out_token_stride"_a, "out_head_stride"_a, "page_stride"_a, "table_stride"_a,

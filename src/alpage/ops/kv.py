@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alpage import native
+
 _LINE_BYTES: Final = 64  # a vector that lies in two cache lines takes two loads
 
 
@@ -64,6 +66,8 @@ class KvPool:
     def __init__(self, kv_L2PGSK: Tensor) -> None:
         self.kv_L2PGSK = kv_L2PGSK
         self.layers = list(kv_L2PGSK)
+        self._kernels = native.load() if kv_L2PGSK.device.type == "cpu" else None
+        self._num_populated = 0
 
     @property
     def num_pages(self) -> int:
@@ -74,6 +78,21 @@ class KvPool:
     def page_size(self) -> int:
         """Tokens in a page."""
         return self.kv_L2PGSK.shape[4]
+
+    def populate(self, slot_T: Tensor) -> None:
+        """Have the system give the memory of pages that a step is the first to write.
+
+        Left alone it gives each layer its own as that writes, to one thread while others wait.
+
+        Args:
+            slot_T: the places that the step writes.
+        """
+        if self._kernels is None or len(slot_T) == 0:
+            return
+        end = int(slot_T.max()) // self.page_size + 1
+        if end > self._num_populated:
+            self._kernels.populate(self.kv_L2PGSK, self._num_populated, end)
+            self._num_populated = end
 
     def copy_pages(self, sources: Sequence[int], targets: Sequence[int], to: "KvPool") -> None:
         """Copy pages into a pool, maybe this one. All are read before any is written."""

@@ -161,6 +161,7 @@ class Runner(Runs):
                 num_here = len(inputs.token_T) // view.num_token_shards
                 width = model.sharder.share("R", model.shape.d_model)
                 x_TD = self._pipe.receive(num_here, width)
+            self.pool.populate(inputs.step.slot_T)
             kv = PagedKV(self.pool, inputs.step, self._backend)
             x_TD = view.through(x_TD, inputs.position_T, kv)
             if self._pipe.is_last:
