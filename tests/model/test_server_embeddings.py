@@ -9,6 +9,7 @@ import torch
 
 from alpage import LLM, SamplingParams
 from alpage.errors import InvalidValue
+from alpage.serve import readout
 from tiny_llama import make_tiny_llama
 from tiny_server import NAME, Client, process_of, service_of
 
@@ -17,6 +18,7 @@ MAX_LEN = 256
 TEXT = "Hello there"
 LONG = [5 + i % 40 for i in range(60)]
 WIDTH = 64
+GREEDY = SamplingParams(max_tokens=6, temperature=0)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,32 @@ def test_embeddings_equal_transformers(client, llm, expected):
     assert (reply["object"], reply["model"]) == ("list", NAME)
 
 
+def test_nothing_is_drawn(client, llm, expected, monkeypatch):
+    before = client.metrics()
+    is_called = []
+    monkeypatch.setattr(readout, "sample", lambda *_: is_called.append("sampler"))
+    for view in llm.engine.runner.views:
+        monkeypatch.setattr(view.model, "logits", lambda *_: is_called.append("vocabulary"))
+    prompt = [11] * MAX_LEN
+    (entry,) = embed(client, prompt)["data"]
+    assert entry["embedding"] == pytest.approx(expected(prompt), abs=1e-5)
+    assert not is_called
+    monkeypatch.undo()
+    changed = {key: value - before[key] for key, value in client.metrics().items()}
+    assert changed["alpage_prompt_tokens_total",] == MAX_LEN
+    assert changed["alpage_requests_finished_total", "length"] == 1
+    assert changed["alpage_generated_tokens_total",] == 0
+    assert changed["alpage_time_to_first_token_seconds_count",] == 0
+    # A prompt and a text side by side: the one without draws is no row of the other's.
+    params = [SamplingParams(max_tokens=0, has_embedding=True), GREEDY]
+    mixed = llm.generate([LONG, [7]], params)
+    (alone,) = llm.generate([[7]], GREEDY)
+    assert mixed[1].outputs == alone.outputs
+    assert mixed[0].outputs[0].token_ids == ()
+    assert mixed[0].outputs[0].finish_reason == "length"
+    assert mixed[0].metrics.first_token_s is None
+
+
 def test_inputs_in_every_form(client, llm):
     ids = llm.tokenizer.encode(TEXT, add_special_tokens=True)
     (first,) = embed(client, TEXT)["data"]
@@ -94,7 +122,7 @@ def test_inputs_in_every_form(client, llm):
         ({"input": [[]]}, "input"),
         ({"input": [1, "x"]}, "input"),
         ({"input": [10**6]}, "input"),
-        ({"input": [5] * MAX_LEN}, "input"),
+        ({"input": [5] * (MAX_LEN + 1)}, "input"),
         ({"input": "x" * 10_000}, "input"),
         ({"stream": True}, "stream"),
     ],

@@ -49,7 +49,8 @@ class Row:
         tokens: the tokens whose keys and values are computed, at least one.
         page_start: entry of the page table from which `pages` replaces it.
         pages: entries of the page table that the runner does not know yet.
-        num_draws: tokens to draw behind the last one; 0 while a prompt is not complete.
+        num_draws: tokens to draw behind the last one; 0 while a prompt is not complete, or where
+            nothing is drawn behind it.
         prompt_targets: the tokens that follow each of `tokens` in the prompt, if their
             log-probabilities are wanted.
         allowed: what may be drawn, a bit for each token, the first one the lowest of a byte; empty

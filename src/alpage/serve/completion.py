@@ -120,10 +120,10 @@ class Completion:
         if self._params.stop_strings or self.finish_reason is not None:
             self._detokenize()
 
-    def abort(self) -> None:
+    def end(self, reason: FinishReason) -> None:
         """End it where it is."""
         if self.finish_reason is None:
-            self.finish_reason = "abort"
+            self.finish_reason = reason
             self._detokenize()
 
     def take_chunk(self) -> StreamChunk:

@@ -10,7 +10,7 @@ from typing import Protocol, final
 
 from alpage.serve.completion import Completion, Ending, Matches, best
 from alpage.serve.detokenize import Decodes
-from alpage.serve.outputs import CompletionOutput, StreamChunk
+from alpage.serve.outputs import CompletionOutput, FinishReason, StreamChunk
 from alpage.serve.params import SamplingParams
 from alpage.serve.results import RowResult
 from alpage.serve.sequence import Child, Sequence
@@ -41,7 +41,10 @@ class Decoder(Protocol):
 
 @final
 class ParallelSampling:
-    """Independent continuations: the prompt's step draws them all, then each goes its own way."""
+    """Independent continuations: the prompt's step draws them all, then each goes its own way.
+
+    Without tokens to draw they end with that step.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class ParallelSampling:
         matchers: Seq[Matches] | None = None,
     ) -> None:
         self._n = params.n
+        self._is_prompt_only = ending.max_tokens == 0
         self._completions = [
             Completion(
                 index, params, ending, tokenizer, context, matchers[index] if matchers else None
@@ -67,6 +71,8 @@ class ParallelSampling:
 
     def advance(self, parents: Seq[Sequence], results: Seq[RowResult]) -> list[Child]:
         """Give every continuation its token."""
+        if self._is_prompt_only:
+            self._end("length")
         children = []
         for parent, result in zip(parents, results, strict=True):
             for draw, token in enumerate(result.tokens):
@@ -83,8 +89,7 @@ class ParallelSampling:
 
     def abort(self) -> None:
         """End all continuations where they are."""
-        for completion in self._completions:
-            completion.abort()
+        self._end("abort")
 
     def take_chunks(self) -> list[StreamChunk]:
         """Return what each continuation gained; if the best are chosen, nothing until the end."""
@@ -97,6 +102,10 @@ class ParallelSampling:
     def outputs(self) -> list[CompletionOutput]:
         """Return the continuations, or the best of them."""
         return [completion.output(index) for index, completion in enumerate(self._chosen())]
+
+    def _end(self, reason: FinishReason) -> None:
+        for completion in self._completions:
+            completion.end(reason)
 
     def _chosen(self) -> list[Completion]:
         is_all = self._n == len(self._completions)

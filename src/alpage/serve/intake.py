@@ -187,7 +187,8 @@ class Intake:
                 limit=f"must be from 0 to {limits.vocab_size - 1}, the model's vocabulary",
                 remedy="Encode with the model's own tokenizer",
             )
-        num_output = params.max_tokens or max(1, params.min_tokens)
+        num_least = max(1, params.min_tokens)
+        num_output = num_least if params.max_tokens is None else params.max_tokens
         num_wanted = len(prompt_tokens) + num_output
         if num_wanted > limits.max_model_len:
             raise InvalidValue(

@@ -37,7 +37,8 @@ class SamplingParams:
     Args:
         n: continuations to return.
         best_of: continuations to draw; the `n` with the highest mean log-probability are returned.
-        max_tokens: output tokens at most; None: as many as the model's length leaves.
+        max_tokens: output tokens at most; None: as many as the model's length leaves; 0: nothing is
+            drawn, and what is asked for of the prompt is all there is.
         min_tokens: output tokens before which neither the end of the text nor a stop token is
             drawn.
         temperature: 0 takes the likeliest token (of equals the lowest id); else logits are
@@ -94,7 +95,7 @@ class SamplingParams:
         _whole("n", self.n, 1, MAX_SEQUENCES_PER_REQUEST)
         if self.best_of is not None:
             _whole("best_of", self.best_of, self.n, MAX_SEQUENCES_PER_REQUEST)
-        _check_lengths(self.max_tokens, self.min_tokens)
+        _check_lengths(self.max_tokens, self.min_tokens, least=0)
         _real("temperature", self.temperature, 0.0, 100.0)
         if self.temperature:
             _real("temperature", self.temperature, MIN_TEMPERATURE, 100.0)
@@ -166,7 +167,7 @@ class BeamSearchParams:
         _whole("beam_width", self.beam_width, 1, MAX_SEQUENCES_PER_REQUEST)
         if self.n is not None:
             _whole("n", self.n, 1, self.beam_width)
-        _check_lengths(self.max_tokens, self.min_tokens)
+        _check_lengths(self.max_tokens, self.min_tokens, least=1)
         _real("length_penalty", self.length_penalty, -10.0, 10.0)
         if not isinstance(self.early_stopping, str) or self.early_stopping != "never":
             _kind("early_stopping", self.early_stopping, (bool,), 'True, False or "never"')
@@ -217,9 +218,9 @@ def _kind(name: str, value: object, kinds: tuple[type, ...], kind: str) -> None:
         )
 
 
-def _check_lengths(max_tokens: int | None, min_tokens: int) -> None:
+def _check_lengths(max_tokens: int | None, min_tokens: int, *, least: int) -> None:
     if max_tokens is not None:
-        _whole("max_tokens", max_tokens, 1, _MAX_COUNT)
+        _whole("max_tokens", max_tokens, least, _MAX_COUNT)
     _whole("min_tokens", min_tokens, 0, _MAX_COUNT if max_tokens is None else max_tokens)
 
 

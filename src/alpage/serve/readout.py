@@ -39,26 +39,26 @@ class Readout:
 
     def read(self, rows: Sequence[Row], model: Model, x_TD: Tensor) -> list[RowResult]:
         """Return what each row gives."""
-        results = {
-            number: RowResult(
-                prompt_logprobs=self._prompt_logprobs(model, x_TD, places, rows[number])
-            )
-            for number, places in _prompt_rows(rows)
+        logprobs = {
+            number: self._prompt_logprobs(model, x_TD, scored, rows[number])
+            for number, scored in _prompt_rows(rows)
         }
+        results = [RowResult()] * len(rows)
         numbers, places = _drawing(rows)
         if places:
             drawing = [rows[number] for number in numbers]
-            x_RD = _rows(model, x_TD, places)
-            drawn = sample(model.logits(x_RD), drawing, self._slots)
-            for place, (number, result) in enumerate(zip(numbers, drawn, strict=True)):
-                state = self._state(x_RD, place, rows[number])
-                whole = replace(result, state=state) if state else result
-                before = results.get(number)
-                results[number] = whole if before is None else before.followed_by(whole)
-        return [results.get(number, RowResult()) for number in range(len(rows))]
+            drawn = sample(_logits(model, x_TD, places), drawing, self._slots)
+            for number, result in zip(numbers, drawn, strict=True):
+                results[number] = result
+        for number, entries in logprobs.items():
+            results[number] = replace(results[number], prompt_logprobs=entries)
+        for number, place in self._prompt_ends(rows):
+            state = tuple(x_TD[place].float().tolist())
+            results[number] = replace(results[number], state=state)
+        return results
 
     def follow(self, rows: Sequence[Row], model: Model, x_TD: Tensor) -> None:
-        """Compute the same logits beside the rank that draws."""
+        """Compute the same logits, in the same order, beside the rank that draws."""
         for _, scored in _prompt_rows(rows):
             for some in _some_at_a_time(scored):
                 _logits(model, x_TD, some)
@@ -66,10 +66,13 @@ class Readout:
         if places:
             _logits(model, x_TD, places)
 
-    def _state(self, x_RD: Tensor, place: int, row: Row) -> tuple[float, ...]:
-        params = self._rules[row.request_id].params
-        has_embedding = isinstance(params, SamplingParams) and params.has_embedding
-        return tuple(x_RD[place].float().tolist()) if has_embedding else ()
+    def _prompt_ends(self, rows: Sequence[Row]) -> Iterator[tuple[int, int]]:
+        """Yield the rows whose state is wanted: number and last token's place."""
+        for number, (row, place) in enumerate(zip(rows, _lasts(rows), strict=True)):
+            params = self._rules[row.request_id].params
+            is_wanted = isinstance(params, SamplingParams) and params.has_embedding
+            if is_wanted and row.context == self._slots.num_prompt_tokens_N[row.slot]:
+                yield number, place
 
     def _prompt_logprobs(
         self, model: Model, x_TD: Tensor, places: range, row: Row
@@ -113,6 +116,11 @@ def _some_at_a_time(places: range) -> Iterator[range]:
 
 def _drawing(rows: Sequence[Row]) -> tuple[list[int], list[int]]:
     """Return the rows that draw: their numbers, and the places of their last tokens."""
-    lasts = [end - 1 for end in accumulate(len(row.tokens) for row in rows)]
+    lasts = _lasts(rows)
     numbers = [number for number, row in enumerate(rows) if row.num_draws]
     return numbers, [lasts[number] for number in numbers]
+
+
+def _lasts(rows: Sequence[Row]) -> list[int]:
+    """Return the place of each row's last token."""
+    return [end - 1 for end in accumulate(len(row.tokens) for row in rows)]

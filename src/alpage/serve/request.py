@@ -58,7 +58,7 @@ class Request:
 
     @property
     def prompt_logprobs(self) -> tuple[TokenLogprobs | None, ...] | None:
-        """Those of the prompt, if asked for; complete once a token is drawn."""
+        """Those of the prompt, if asked for; complete once the prompt is."""
         return tuple(self._prompt_logprobs) or None
 
     def guided(self, row: Row) -> Row:
@@ -71,17 +71,16 @@ class Request:
     ) -> tuple[Seq[Sequence], list[Child]]:
         """Take what the rows of a step gave.
 
-        Returns the sequences that drew tokens, none while the prompt is incomplete, and their
-        children.
+        Returns the sequences that drew tokens, or came to the end of a prompt behind which nothing
+        is drawn: none while the prompt is incomplete; and their children.
         """
         by_slot = {sequence.slot: sequence for sequence in self.group.sequences}
         parents, results = [], []
         for row, result in rows:
             for place, entry in enumerate(result.prompt_logprobs, start=row.start + 1):
                 self._prompt_logprobs[place] = decoded(entry, self._tokenizer)
-            # The first that draws is the prompt's last.
             self._embedding = self._embedding or result.state
-            if row.num_draws:
+            if row.num_draws or self._is_all(row):
                 parents.append(by_slot[row.slot])
                 results.append(result)
         if not parents:
@@ -109,8 +108,11 @@ class Request:
             embedding=self._embedding or None,
             metrics=RequestMetrics(
                 arrival_s=self.arrival_s,
-                first_token_s=times_s[0] if times_s else None,
+                first_token_s=times_s[0] if times_s and not self.group.is_prompt_only else None,
                 finished_s=times_s[-1] if times_s else self.arrival_s,
                 cached_tokens=self.group.num_cached_tokens,
             ),
         )
+
+    def _is_all(self, row: Row) -> bool:
+        return self.group.is_prompt_only and row.context == len(self.group.prompt_tokens)

@@ -16,7 +16,7 @@ class RowResult:
         logprobs: of each token, if asked for.
         candidates: for beams: the likeliest (token, log-probability), the best first.
         prompt_logprobs: of the prompt tokens behind each of the row's tokens, if asked for.
-        state: what the model makes of the row's last token, before it draws, if asked for.
+        state: what the model makes of the prompt's last token, if asked for.
     """
 
     tokens: tuple[int, ...] = ()

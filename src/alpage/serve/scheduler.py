@@ -225,7 +225,7 @@ class Scheduler:
         if num_tokens == 0 or not self._reserve(group, sequence, step, num_tokens):
             return
         start, end = sequence.num_computed, sequence.num_computed + num_tokens
-        is_complete = end == len(sequence.tokens)
+        has_draws = end == len(sequence.tokens) and not group.is_prompt_only
         can_draw_all = not group.has_forked and not group.is_lockstep
         targets = group.prompt_tokens[start + 1 : end + 1] if group.wants_prompt_logprobs else ()
         step.budget -= num_tokens
@@ -238,7 +238,7 @@ class Scheduler:
                 tokens=tuple(sequence.tokens[start:end]),
                 page_start=sequence.num_sent_pages,
                 pages=tuple(sequence.table[sequence.num_sent_pages :]),
-                num_draws=0 if not is_complete else group.num_sequences if can_draw_all else 1,
+                num_draws=0 if not has_draws else group.num_sequences if can_draw_all else 1,
                 prompt_targets=targets,
             )
         )

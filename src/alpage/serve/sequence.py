@@ -77,6 +77,11 @@ class Group:
     has_forked: bool = False
 
     @property
+    def is_prompt_only(self) -> bool:
+        """Whether nothing is drawn, and the request is done once its prompt is computed."""
+        return self.max_new_tokens == 0
+
+    @property
     def leader(self) -> Sequence:
         """The sequence whose prefix its siblings share after a preemption."""
         return self.sequences[0]

@@ -76,5 +76,5 @@ def test_a_stop_string_at_the_last_token_wins_over_length():
 
 def test_abort_keeps_what_there_is():
     completion, _ = complete("abc", SamplingParams(), eos=False)
-    completion.abort()
+    completion.end("abort")
     assert (completion.output(0).text, completion.output(0).finish_reason) == ("abc", "abort")

@@ -11,7 +11,7 @@ BAD_SAMPLING = [
     ("n", 1.5),
     ("n", True),
     ("best_of", 0),
-    ("max_tokens", 0),
+    ("max_tokens", -1),
     ("min_tokens", -1),
     ("min_tokens", 257),
     ("temperature", -0.1),

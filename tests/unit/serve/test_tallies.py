@@ -30,6 +30,7 @@ def request(name, *times_s, arrival_s=0.0, num_prompt=10, num_cached=4):
         prompt_tokens=(1,) * num_prompt,
         num_cached_tokens=num_cached,
         wants_prompt_logprobs=False,
+        is_prompt_only=False,
     )
     return SimpleNamespace(
         request_id=name, token_times_s=list(times_s), arrival_s=arrival_s, group=group

@@ -43,9 +43,8 @@ def completion_params(
     num_left = limits.max_model_len - num_prompt_tokens
     default = max(1, min(_DEFAULT_MAX_TOKENS, num_left))
     max_tokens = default if asked.max_tokens is None else asked.max_tokens
-    if max_tokens == 0 and asked.echo:
-        # The prompt alone is of interest; its last logits come with a token all the same.
-        max_tokens = 1
+    if max_tokens == 0 and not asked.echo:
+        raise invalid("'max_tokens' must be at least 1, or 0 with 'echo'.", "max_tokens")
     check_length("prompt", "max_tokens", num_prompt_tokens, max_tokens, limits)
     own: dict[str, Any] = {"logprobs": asked.logprobs, "guide": guide}
     if asked.echo:

@@ -1,7 +1,6 @@
 """Completion answer: continuations, with their prompts before them if asked for."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import final
 
 from alpage.serve.http.answers import Answer
@@ -30,7 +29,6 @@ class CompletionAnswer(Answer):
         super().__init__("cmpl-", model, asked, asks)
         self._texts = texts
         self._has_echo = bool(asked.echo)
-        self._is_prompt_only = asked.max_tokens == 0
         self._has_logprobs = asked.logprobs is not None
         self._skip_special_tokens = asked.skip_special_tokens is not False
         # Of the continuations that have begun.
@@ -65,10 +63,6 @@ class CompletionAnswer(Answer):
         )
 
     def _choices(self, piece: Piece) -> list[CompletionChoice]:
-        if self._is_prompt_only:
-            # The engine draws a token at least; nobody has asked for it.
-            bare = [replace(c, text="", token_ids=(), logprobs=None) for c in piece.chunks]
-            piece = replace(piece, chunks=[replace(c, finish_reason="length") for c in bare])
         self.count(piece)
         return [self._choice(piece, chunk) for chunk in piece.chunks]
 

@@ -118,12 +118,11 @@ class Service:
             add_special_tokens=asked.add_special_tokens,
             priority=asked.priority,
         )
-        # The engine draws a token at least; nobody has asked for it.
-        params = SamplingParams(max_tokens=1, temperature=0, has_embedding=True)
+        params = SamplingParams(max_tokens=0, has_embedding=True)
         with renamed({"prompt": "input"}):
             prompts = await self._prompts(completion)
             for _, tokens in prompts:
-                check_length("prompt", "max_tokens", len(tokens), 1, self.limits)
+                check_length("prompt", "max_tokens", len(tokens), 0, self.limits)
         asks = [_ask(completion, tokens, params, prompt) for prompt, tokens in prompts]
         answer = EmbeddingAnswer(model, asked, completion, asks)
         return self.engine.open(asks, is_streamed=False), answer

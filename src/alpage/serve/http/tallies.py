@@ -134,10 +134,11 @@ class Tallies:
             return
         first_s, arrival_s = times_s[0], request.arrival_s
         admitted_s = self._admitted_s.pop(request.request_id, first_s)
-        self.counts.ttft_s.add(first_s - arrival_s)
-        self.counts.queue_s.add(max(0.0, admitted_s - arrival_s))
-        self.counts.prefill_s.add(first_s - admitted_s)
         group = request.group
+        self.counts.queue_s.add(max(0.0, admitted_s - arrival_s))
+        if not group.is_prompt_only:
+            self.counts.ttft_s.add(first_s - arrival_s)
+            self.counts.prefill_s.add(first_s - admitted_s)
         self.counts.num_prompt_tokens += len(group.prompt_tokens)
         if not group.wants_prompt_logprobs:
             self.counts.num_queried_tokens += len(group.prompt_tokens)
