@@ -1,9 +1,11 @@
 """Engine client: what becomes of those who wait when an engine is lost and another comes."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from alpage.serve.guide import Guide
 from alpage.serve.http.engine_client import EngineClient
 from alpage.serve.http.engine_messages import (
     Accepted,
@@ -19,6 +21,7 @@ from alpage.serve.http.engine_messages import (
     Take,
     Told,
 )
+from alpage.serve.http.guiding import Guides
 from alpage.serve.http.refusals import Refusal
 from alpage.serve.http.reports import Report
 from alpage.serve.http.tallies import Counts
@@ -27,6 +30,7 @@ from alpage.serve.kv_memory import KvUsage
 from alpage.serve.outputs import RequestMetrics, RequestOutput, StreamChunk
 from alpage.serve.params import SamplingParams
 
+FORM = Guide.regex("a+")
 ASKS = [Ask(prompt_tokens=[number], sampling=SamplingParams(seed=number)) for number in range(2)]
 METRICS = RequestMetrics(arrival_s=0.0, first_token_s=None, finished_s=0.0, cached_tokens=0)
 
@@ -187,7 +191,7 @@ def test_while_there_is_no_engine_prompts_wait_and_questions_do_not(client, link
         await settle()
         assert isinstance(link.sent.pop(), Look)
         link.say(Down())
-        for question in (asked, client.moment(), client.check(None)):
+        for question in (asked, client.moment(), client.check(FORM)):
             with pytest.raises(Refusal) as raised:
                 await question
             assert (raised.value.status, raised.value.code) == (503, "engine_restarting")
@@ -209,6 +213,88 @@ def test_while_there_is_no_engine_prompts_wait_and_questions_do_not(client, link
         assert link.taken == [one.number] * 2
         one.close()
         assert link.sent[-1] == Drop(one.number)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("num_losses", [1, 2])
+def test_form_that_is_being_compiled_goes_to_the_next_engine(client, link, num_losses):
+    guides = Guides(client, 0.2, has_tokenizer=True)
+
+    async def run():
+        compiled = asyncio.create_task(guides.compiled(FORM, "guided_regex"))
+        for _ in range(num_losses):
+            await settle()
+            preparing = link.sent.pop()
+            assert preparing.guide is None
+            # While what all forms need is prepared, losses are not held against it.
+            again(link)
+            assert link.sent.pop() == preparing
+            link.say(Told(preparing.question))
+            await settle()
+            assert link.sent.pop().guide == FORM
+            link.say(Down())
+            await asyncio.sleep(0.3)
+            assert link.sent == []
+            link.say(Ready(Link.limits, report()))
+        if num_losses == 2:
+            with pytest.raises(Refusal) as raised:
+                await compiled
+            assert (raised.value.status, raised.value.code) == (500, "engine_lost")
+            return
+        await settle()
+        for guide in (None, FORM):
+            asked = link.sent.pop()
+            assert asked.guide == guide
+            link.say(Told(asked.question))
+            await settle()
+        assert await compiled == FORM
+
+    asyncio.run(run())
+
+
+def test_forms_that_wait_are_bounded(client, link):
+    async def run():
+        link.say(Down())
+        waiting = [asyncio.create_task(client.check(None)) for _ in range(8)]
+        await settle()
+        with pytest.raises(Refusal) as raised:
+            await client.check(None)
+        assert raised.value.status == 429
+        client.refuse_all()
+        for each in waiting:
+            with pytest.raises(Refusal) as raised:
+                await each
+            assert raised.value.code == "shutting_down"
+
+    asyncio.run(run())
+
+
+def test_counts_go_on_over_engines(client, link):
+    def counted(num_steps, num_preemptions):
+        counts = Counts(num_steps=num_steps, num_finished={"stop": num_steps, "length": 0})
+        counts.step_s.add(0.5)
+        return replace(report(), counts=counts, num_preemptions=num_preemptions)
+
+    async def seen(told):
+        asked = asyncio.create_task(client.report(1.0))
+        await settle()
+        link.say(Told(link.sent.pop().question, report=told))
+        return await asked
+
+    async def run():
+        await seen(counted(3, 1))
+        await seen(counted(5, 1))
+        again(link)
+        found = await client.report(0.01)
+        assert (found.counts.num_steps, found.num_preemptions) == (5, 1)
+        await seen(counted(2, 4))
+        again(link)
+        found = await seen(counted(1, 0))
+        assert (found.counts.num_steps, found.num_preemptions) == (8, 5)
+        assert found.counts.num_finished["stop"] == 8
+        assert sum(found.counts.step_s.counts) == 3
+        assert found.counts.step_s.total == 1.5
 
     asyncio.run(run())
 

@@ -9,6 +9,8 @@ import itertools
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, Literal, TypeAlias, final
 
@@ -49,7 +51,17 @@ State: TypeAlias = Literal["running", "stalled", "lost", "draining", "restarting
 _LOG: Final = logging.getLogger(__name__)
 _RETRY_AFTER_S: Final = 1
 # Engines that a request may lose before it is taken for the reason.
-_MAX_LOSSES: Final = 2
+MAX_LOSSES: Final = 2
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """Something asked, by whom, and whether they wait for the next engine."""
+
+    command: Command
+    answer: asyncio.Future[Told]
+    is_patient: bool
 
 
 @final
@@ -84,13 +96,15 @@ class EngineClient:
         self._clock = clock
         self._numbers = itertools.count()
         self._tickets: dict[int, Ticket] = {}
-        self._questions: dict[int, asyncio.Future[Told]] = {}
+        self._questions: dict[int, _Question] = {}
         self._num_open = 0
         self._is_draining = False
         # Of the link's thread; the asyncio loop only reads them.
         self._is_up = True
         self._is_lost = False
         self._report = link.report
+        # Of all engines that are gone, as they were last seen.
+        self._before: Report | None = None
         self._progress_s = clock()
 
     def start(self) -> None:
@@ -154,15 +168,14 @@ class EngineClient:
         return ticket
 
     async def report(self, patience_s: float) -> Report:
-        """Return the engine in numbers; as it was last seen if that does not come in time."""
-        try:
+        """Return the engine in numbers; as it was last seen if that does not come in time.
+
+        What was counted goes on over engines, as far as it was seen before each was lost.
+        """
+        with suppress(TimeoutError, Refusal):
             async with asyncio.timeout(patience_s):
-                told = await self._ask(lambda question: Look(question, "report"))
-        except (TimeoutError, Refusal):
-            return self._report
-        assert told.report is not None
-        self._report = told.report
-        return told.report
+                await self._ask(lambda question: Look(question, "report"))
+        return self._report
 
     async def moment(self) -> Snapshot:
         """Return how the engine is.
@@ -179,16 +192,19 @@ class EngineClient:
     async def check(self, guide: Guide | None) -> None:
         """Have a form compiled, so that the engine finds it done; None: only what forms need.
 
+        The latter waits for the next engine if it has to be started again.
+
         Raises:
             Refusal: it cannot be followed, or the engine is lost.
         """
-        await self._ask(lambda question: Check(question, guide))
+        await self._ask(lambda question: Check(question, guide), is_patient=guide is None)
 
     def refuse_all(self) -> None:
         """Answer everything that is under way with an error, now."""
         for ticket in tuple(self._tickets.values()):
             self._abandon(ticket)
             _call(ticket.loop, partial(ticket.fail, draining()))
+        self._hush(draining())
 
     def refuse_new(self) -> None:
         """Take no more prompts."""
@@ -211,17 +227,24 @@ class EngineClient:
         ticket.fail(error)
         self._forget(ticket)
 
-    async def _ask(self, make: Callable[[int], Command]) -> Told:
-        question = next(self._numbers)
+    async def _ask(self, make: Callable[[int], Command], *, is_patient: bool = False) -> Told:
+        if len(self._questions) >= self._max_open_sequences:
+            raise overloaded(len(self._questions), _RETRY_AFTER_S)
+        number = next(self._numbers)
         answer: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
-        self._questions[question] = answer
+        question = _Question(make(number), answer, is_patient)
+        # Known first and looked at then, as in `open`.
+        self._questions[number] = question
         try:
-            if not self._is_up:
-                raise lost() if self._is_lost else restarting()
-            self._link.send(make(question))
+            if self._is_lost:
+                raise lost()
+            if self._is_up:
+                self._link.send(question.command)
+            elif not is_patient:
+                raise restarting()
             told = await answer
         finally:
-            del self._questions[question]
+            del self._questions[number]
         if told.refusal is not None:
             raise told.refusal.refusal
         return told
@@ -241,21 +264,31 @@ class EngineClient:
                 self._reply(event)
             case Down():
                 self._is_up = False
-                self._report = self._report.idle()
-                self._hush(restarting())
+                self._before = self._report = self._report.idle()
+                self._hush(restarting(), spares_patient=True)
                 self._to_all(self._begin_again)
             case Ready():
-                self.num_restarts += 1
-                self._progress_s = self._clock()
-                self._report = event.report
-                self._is_up = True
-                self._to_all(self._submit)
+                self._welcome(event.report)
             case Lost():
                 self._is_up, self._is_lost = False, True
                 self._report = self._report.idle()
                 self._lose(lost())
             case _:
                 self._progress_s = self._clock()
+
+    def _welcome(self, report: Report) -> None:
+        """Hand what waits to another engine."""
+        self.num_restarts += 1
+        self._progress_s = self._clock()
+        self._see(report)
+        self._is_up = True
+        for question in tuple(self._questions.values()):
+            if question.is_patient:
+                self._link.send(question.command)
+        self._to_all(self._submit)
+
+    def _see(self, report: Report) -> None:
+        self._report = report if self._before is None else report.after(self._before)
 
     def _pass_on(self, news: News) -> None:
         """Say what is new, once for all tickets of an asyncio loop."""
@@ -277,7 +310,7 @@ class EngineClient:
         if not ticket.is_submitted:
             return
         ticket.num_losses += 1
-        if ticket.num_losses >= _MAX_LOSSES:
+        if ticket.num_losses >= MAX_LOSSES:
             self._fail(ticket, interrupted(is_last=True))
         elif ticket.is_streamed and ticket.has_begun:
             self._fail(ticket, interrupted(is_last=False))
@@ -289,17 +322,20 @@ class EngineClient:
         self._hush(error)
         self._to_all(partial(self._fail, error=error))
 
-    def _hush(self, error: Refusal) -> None:
+    def _hush(self, error: Refusal, *, spares_patient: bool = False) -> None:
         """Answer whoever asked something."""
-        for question in tuple(self._questions):
-            self._reply(Told(question, refusal=error.plain))
+        for number, question in tuple(self._questions.items()):
+            if not (spares_patient and question.is_patient):
+                self._reply(Told(number, refusal=error.plain))
 
     def _reply(self, told: Told) -> None:
-        answer = self._questions.get(told.question)
-        if answer is not None:
+        if told.report is not None:
+            self._see(told.report)
+        question = self._questions.get(told.question)
+        if question is not None:
             # Whoever asked may have gone.
-            set_result = answer.set_result
-            _call(answer.get_loop(), lambda: None if answer.done() else set_result(told))
+            answer = question.answer
+            _call(answer.get_loop(), lambda: None if answer.done() else answer.set_result(told))
 
     def _to_all(self, word: Callable[[Ticket], None]) -> None:
         for number in tuple(self._tickets):

@@ -7,8 +7,8 @@ from typing import Any, Final, final
 
 from alpage.errors import InvalidValue
 from alpage.serve.guide import Guide
-from alpage.serve.http.engine_client import EngineClient
-from alpage.serve.http.refusals import Refusal, invalid, unsupported
+from alpage.serve.http.engine_client import MAX_LOSSES, EngineClient
+from alpage.serve.http.refusals import RESTARTING, Refusal, interrupted, invalid, unsupported
 from alpage.serve.http.schema import Generates, ResponseFormat, StructuredOutputs
 
 # The status of what is the request's own fault.
@@ -38,24 +38,30 @@ class Guides:
             param: the field of the request that it came from.
 
         Raises:
-            Refusal: it cannot be followed, or is not compiled in time; the engine is lost.
+            Refusal: it cannot be followed, or is not compiled in time; the engine is lost for good,
+                or two were while they compiled it.
         """
         if guide is None:
             return None
         if not self._has_tokenizer:
             raise unsupported(param, "needs a tokenizer, and this model has none")
-        await self._engine.check(None)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._engine.check(guide)
-        except Refusal as refusal:
-            if refusal.status == _WRONG:
-                raise invalid(str(refusal), param) from refusal
-            raise
-        except TimeoutError:
-            message = f"'{param}' could not be compiled within {self._timeout_s:g} s. Simplify it."
-            raise invalid(message, param) from None
-        return guide
+        for _ in range(MAX_LOSSES):
+            # What an engine needs at first, and another one itself, is no form's time.
+            await self._engine.check(None)
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._engine.check(guide)
+            except Refusal as refusal:
+                if refusal.status == _WRONG:
+                    raise invalid(str(refusal), param) from refusal
+                if refusal.code != RESTARTING:
+                    raise
+            except TimeoutError:
+                message = f"'{param}' could not be compiled in {self._timeout_s:g} s. Simplify it."
+                raise invalid(message, param) from None
+            else:
+                return guide
+        raise interrupted(is_last=True)
 
 
 def guide_of(asked: Generates) -> tuple[Guide | None, str]:

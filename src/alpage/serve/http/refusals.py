@@ -16,6 +16,7 @@ from alpage.errors import (
 
 _REQUEST: Final = "invalid_request_error"
 _SERVER: Final = "server_error"
+RESTARTING: Final = "engine_restarting"
 _SOON: Final[Mapping[str, str]] = {"Retry-After": "10"}
 # Where the engine's word for a thing is not the request's.
 _PARAMS: Final[Mapping[str, str | None]] = {
@@ -172,7 +173,7 @@ def lost() -> Refusal:
 def restarting() -> Refusal:
     """Return what is said while the engine is started again."""
     message = "The engine was lost and is being started again. Try again later."
-    return Refusal(503, message, kind=_SERVER, code="engine_restarting", headers=_SOON)
+    return Refusal(503, message, kind=_SERVER, code=RESTARTING, headers=_SOON)
 
 
 def interrupted(*, is_last: bool) -> Refusal:

@@ -47,6 +47,15 @@ class Report:
         """Return the same with nothing under way."""
         return replace(self, num_running=0, num_waiting=0, usage=_NOTHING)
 
+    def after(self, before: "Report") -> "Report":
+        """Return the same with all that engines before this one have counted."""
+        return replace(
+            self,
+            counts=before.counts + self.counts,
+            num_preemptions=before.num_preemptions + self.num_preemptions,
+            num_swap_preemptions=before.num_swap_preemptions + self.num_swap_preemptions,
+        )
+
 
 @final
 class Reporter:

@@ -6,8 +6,8 @@ for what changed in it. What a reader sees may lack the last step, or half of it
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias, final
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal, TypeAlias, final
 
 from alpage.serve.batch import Batch
 from alpage.serve.kv_memory import KvUsage
@@ -47,6 +47,11 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def __add__(self, other: "Histogram") -> "Histogram":
+        """Return the values of both."""
+        counts = [one + another for one, another in zip(self.counts, other.counts, strict=True)]
+        return Histogram(self.bounds, counts, self.total + other.total)
+
 
 def _latency() -> Histogram:
     return Histogram(_LATENCIES_S)
@@ -80,6 +85,17 @@ class Counts:
     step_tokens: Histogram = field(default_factory=_lengths)
     prompt_tokens: Histogram = field(default_factory=_lengths)
     output_tokens: Histogram = field(default_factory=_lengths)
+
+    def __add__(self, other: "Counts") -> "Counts":
+        """Return what was counted by both."""
+        names = [each.name for each in fields(self)]
+        return Counts(**{name: _sum(getattr(self, name), getattr(other, name)) for name in names})
+
+
+def _sum(one: Any, other: Any) -> Any:
+    if isinstance(one, dict):
+        return {name: number + other[name] for name, number in one.items()}
+    return one + other
 
 
 @final
