@@ -21,6 +21,7 @@ EVENT_HEADERS: Final = [
     (b"x-accel-buffering", b"no"),
 ]
 _END: Final = b"data: [DONE]\n\n"
+_encode: Final = msgspec.json.Encoder().encode
 STILL_HERE: Final = b": still here\n\n"
 
 
@@ -86,8 +87,7 @@ class EventStream(Response):
             await send_part(send, self._events([answer.last()]))
 
     def _events(self, parts: Iterable[msgspec.Struct]) -> bytes:
-        encoded = ((msgspec.json.encode(part), self._answer.event_name(part)) for part in parts)
-        return b"".join(event_of(data, name) for data, name in encoded)
+        return b"".join(event_of(_encode(part), self._answer.event_name(part)) for part in parts)
 
 
 def event_of(data: bytes, name: str | None = None) -> bytes:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import final
 
 from alpage.serve.http.engine_messages import Ask, Piece
@@ -51,7 +50,10 @@ class Ticket:
         self._arrived: list[Piece] = []
         self._error: Refusal | None = None
         self._is_closed = False
-        self._news = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
+        # When patience ends. There is a timer for each time that it may have, not for each wait.
+        self._patient_until_s = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -88,10 +90,9 @@ class Ticket:
             Refusal: nothing more will come.
         """
         if not self._arrived and not self.is_finished:
-            # What came in the very moment that patience ended is not lost.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
-                    await self._wait()
+            if patience_s is not None:
+                self._be_patient(patience_s)
+            await self._wait()
         arrived, self._arrived = self._arrived, []
         if not arrived and self._error is not None:
             raise self._error
@@ -115,21 +116,21 @@ class Ticket:
         if not self.is_finished:
             self._is_closed = True
             self._abandon(self)
-            self._news.set()
+            self._wake()
 
     # -- what the engine's side says, on the loop ------------------------------------------------
 
     def accept(self) -> None:
         """The engine has all prompts."""
         self.is_accepted = True
-        self._news.set()
+        self._wake()
 
     def put(self, pieces: Sequence[Piece]) -> None:
         """Something came of them."""
         self.has_begun = True
         self._arrived.extend(pieces)
         self.finished += [piece.output for piece in pieces if piece.output is not None]
-        self._news.set()
+        self._wake()
 
     def begin_again(self) -> None:
         """What came is void, of which nobody was told, and another engine is to be asked."""
@@ -141,8 +142,26 @@ class Ticket:
         """Nothing more will come."""
         if not self.is_finished:
             self._error = error
-            self._news.set()
+            self._wake()
 
     async def _wait(self) -> None:
-        await self._news.wait()
-        self._news.clear()
+        self._waiter = self.loop.create_future()
+        await self._waiter
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        if self.is_finished and self._alarm is not None:
+            self._alarm.cancel()
+
+    def _be_patient(self, patience_s: float) -> None:
+        self._patient_until_s = self.loop.time() + patience_s
+        if self._alarm is None:
+            self._alarm = self.loop.call_at(self._patient_until_s, self._ring)
+
+    def _ring(self) -> None:
+        if self.loop.time() < self._patient_until_s:
+            self._alarm = self.loop.call_at(self._patient_until_s, self._ring)
+        else:
+            self._alarm = None
+            self._wake()
