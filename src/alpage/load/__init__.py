@@ -1,7 +1,7 @@
 """Load: requests sent to a server as they would come of themselves, and what came of them.
 
 An open loop: a request is sent when its time has come, whether or not others are answered, and its
-latencies count from that time. May import: httpx, and the base modules.
+latencies count from that time. May import: aiohttp, and the base modules.
 """
 
 from typing import TYPE_CHECKING

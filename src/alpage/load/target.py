@@ -1,11 +1,11 @@
 """Target: a server with OpenAI's interface, asked for one streamed completion or chat at a time."""
 
-import asyncio
 import time
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, Literal, TypeAlias, final
 
-import httpx
+import aiohttp
 import msgspec
 
 from alpage.errors import InvalidValue
@@ -126,24 +126,28 @@ class Target:
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._model = model
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        try:
-            self._client = httpx.AsyncClient(
-                base_url=self.url,
-                headers=headers,
-                timeout=None,  # that of a whole request is kept elsewhere
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
-            )
-        except (httpx.InvalidURL, ValueError) as error:
-            raise self._unreachable(str(error)) from None
+        if not self.url.startswith(("http://", "https://")):
+            raise self._unreachable("it is no http:// or https:// address")
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Target":
-        await self._client.__aenter__()
+        self._session = aiohttp.ClientSession(
+            headers=self._headers,
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=self._timeout_s),
+            trust_env=True,
+        )
         return self
 
     async def __aexit__(self, *raised: Any) -> None:
-        await self._client.__aexit__(*raised)
+        await self._open.close()
+
+    @property
+    def _open(self) -> aiohttp.ClientSession:
+        assert self._session is not None, "a target is used inside of `async with`"
+        return self._session
 
     async def check(self) -> str:
         """Return what the server calls its model.
@@ -153,13 +157,13 @@ class Target:
         """
         if self._model is None:
             try:
-                answer = await self._client.get("/v1/models", timeout=self._timeout_s)
-                answer.raise_for_status()
-                models = msgspec.json.decode(answer.content, type=_Models)
+                async with self._open.get(f"{self.url}/v1/models") as answer:
+                    data = await answer.read()
+                if answer.status != HTTPStatus.OK:
+                    raise self._unreachable(f"answers {answer.status}")
+                models = msgspec.json.decode(data, type=_Models)
                 self._model = str(models.data[0]["id"])
-            except httpx.HTTPStatusError as error:
-                raise self._unreachable(f"answers {error.response.status_code}") from None
-            except httpx.HTTPError as error:
+            except (aiohttp.ClientError, TimeoutError) as error:
                 raise self._unreachable(str(error) or type(error).__name__) from None
             except (msgspec.DecodeError, IndexError, KeyError):
                 raise self._unreachable("lists no models as OpenAI does") from None
@@ -178,20 +182,16 @@ class Target:
         try:
             request = {"model": self._model, **body}
             path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
-            async with (
-                asyncio.timeout(self._timeout_s),
-                self._client.stream("POST", path, json=request) as answer,
-            ):
-                if answer.status_code == httpx.codes.OK:
+            async with self._open.post(self.url + path, json=request) as answer:
+                if answer.status == HTTPStatus.OK:
                     await reading.read(answer)
                 else:
-                    await answer.aread()
-                    reading.failure = f"HTTP {answer.status_code}{_code_of(answer.content)}"
+                    reading.failure = f"HTTP {answer.status}{_code_of(await answer.read())}"
         except TimeoutError:
             reading.failure = f"no answer within {self._timeout_s:g} s"
-        except httpx.ConnectError:
+        except aiohttp.ClientConnectorError:
             reading.failure = "no connection"
-        except httpx.HTTPError as error:
+        except aiohttp.ClientError as error:
             reading.failure = f"connection lost: {type(error).__name__}"
         return Outcome(
             arrival_s=arrival_s,
@@ -229,10 +229,10 @@ class _Reading:
         """Parts that brought something."""
         return sum(map(len, self.times_s.values()))
 
-    async def read(self, answer: httpx.Response) -> None:
+    async def read(self, answer: aiohttp.ClientResponse) -> None:
         """Read to the end of the stream, and note when what came."""
         rest = b""
-        async for data in answer.aiter_bytes():
+        async for data in answer.content.iter_any():
             # All that came at once, came now.
             now_s = time.perf_counter() - self._start_s
             *lines, rest = (rest + data).split(b"\n")

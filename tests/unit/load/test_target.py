@@ -123,7 +123,7 @@ FAILURES = {
     ),
     "refused": ([http(429, b'{"error": {"code": "rate"}}')], "HTTP 429 rate"),
     "refused in prose": ([http(502, b"<html>")], "HTTP 502"),
-    "nonsense": ([b"\0\0\0\r\n\r\n"], "connection lost: RemoteProtocolError"),
+    "nonsense": ([b"\0\0\0\r\n\r\n"], "connection lost: ClientResponseError"),
 }
 
 
