@@ -57,8 +57,8 @@ class Guides:
                 if refusal.code != RESTARTING:
                     raise
             except TimeoutError:
-                message = f"'{param}' could not be compiled in {self._timeout_s:g} s. Simplify it."
-                raise invalid(message, param) from None
+                limit = f"could not be compiled within {self._timeout_s:g} s"
+                raise invalid(f"'{param}' {limit}. Simplify it.", param) from None
             else:
                 return guide
         raise interrupted(is_last=True)
