@@ -4,6 +4,8 @@ Shapes: T new tokens of the step, B sequences, H query heads, G key/value heads,
 P pages, S tokens in a page; B1 is B + 1, and the 2 of a layer's pool is keys and values.
 """
 
+from contextlib import suppress
+from ctypes import CDLL, c_void_p, cast
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -214,9 +216,8 @@ def unavailable_reason() -> str | None:
 @cache
 def import_kernels() -> ModuleType | str:
     """Return the compiled module, or why there is none."""
-    # torch is imported above: the module takes its OpenMP runtime from the process.
     try:
-        return import_module("alpage.native._kernels")
+        module = import_module("alpage.native._kernels")
     except ModuleNotFoundError:
         return (
             "the native kernels were not built when alpage was installed: "
@@ -224,6 +225,21 @@ def import_kernels() -> ModuleType | str:
         )
     except ImportError as error:
         return f"the native kernels cannot be loaded: {error}"
+    entry = _openmp_entry()
+    if entry is None:
+        return "the native kernels cannot be loaded: torch has loaded no OpenMP runtime they know"
+    module.use_openmp(entry)
+    return module
+
+
+def _openmp_entry() -> int | None:
+    """Return where the OpenMP runtime that torch has loaded starts a team."""
+    # One put before all libraries is torch's too. Else torch's own, which only some builds of torch
+    # show to libraries that it does not load itself: those for ARM do not.
+    for path in (None, import_module("torch._C").__file__):
+        with suppress(AttributeError):
+            return cast(CDLL(path).GOMP_parallel, c_void_p).value
+    return None
 
 
 def _pages(kv_2PGSK: Tensor) -> tuple[int, int, int]:

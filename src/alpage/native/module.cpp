@@ -16,6 +16,7 @@
 #include "memory.h"
 #include "plan.h"
 #include "program.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -270,6 +271,7 @@ NB_MODULE(_kernels, m) {
     // A process may end while models are in memory.
     nb::set_leak_warnings(false);
     const auto free_gil = nb::call_guard<nb::gil_scoped_release>();
+    m.def("use_openmp", [](uintptr_t entry) { alpage::run_on_team = reinterpret_cast<alpage::RunOnTeam>(entry); });
     m.def("isa", [] { return alpage::isas().front(); });
     m.def("isas", alpage::isas);
     m.def("store_kv", alpage::py_store_kv, free_gil, nb::kw_only(), "dtype"_a, "k_TGK"_a, "v_TGK"_a, "k_PGSK"_a,

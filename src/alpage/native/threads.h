@@ -7,11 +7,12 @@
 #include <cstdint>
 #include <vector>
 
-// The one entry that GNU's and LLVM's OpenMP runtimes both export (GOMP_4.0). Nothing links it: the dynamic linker
-// takes it from the runtime in the process, whatever that library is called, so there can be no second one.
-extern "C" void GOMP_parallel(void (*run)(void*), void* data, unsigned num_threads, unsigned flags);
-
 namespace alpage {
+
+// GOMP_parallel, the one entry that GNU's and LLVM's OpenMP runtimes both export (GOMP_4.0). Nothing links it: Python
+// hands over that of the runtime in the process, whatever that library is called, so there can be no second one.
+using RunOnTeam = void (*)(void (*run)(void*), void* data, unsigned num_threads, unsigned flags);
+inline RunOnTeam run_on_team = nullptr;
 
 // Work that a team shares out. It is done when its items are, whichever threads have come: one that lost its core to
 // another program holds nobody up unless it has an item.
@@ -66,7 +67,7 @@ void with_team(int num_threads, int64_t num_rounds, Work work) {
         call.work(team);
     };
     // A team of another size than the last would make the runtime end its threads and start them again.
-    if (num_threads > 1) GOMP_parallel(run, &call, num_threads, 0);
+    if (num_threads > 1) run_on_team(run, &call, num_threads, 0);
     else run(&call);
 }
 
