@@ -281,6 +281,22 @@ def test_shared_pages_give_each_row_its_own_bits(isa, dtype, window, page_size, 
 
 
 @needs_kernels
+@pytest.mark.parametrize(
+    ("window", "num_alone", "num_shared"),
+    # Fourteen sequences of four splits, two of which they share: 11 and 3 of them at a time. Of a
+    # window that begins at a different place for each, all of the second one is seen.
+    [(None, 14 * 4, 14 * 2 + 2 * 2), (330, 14 * 4, 14 * 3 + 2)],
+)
+def test_shared_pages_are_read_once(window, num_alone, num_shared):
+    case = make_case([(1, 400 + b) for b in range(14)])
+    counted = dict(heads=(9, 3), num_pages=len(case.kv_2PGSK[0]), page_size=16, window=window)
+    assert MODULE is not None
+    assert MODULE.num_splits(case.step, **counted) == 3 * num_alone
+    share_prefix(case, 256, 16)
+    assert MODULE.num_splits(case.step, **counted) == 3 * num_shared
+
+
+@needs_kernels
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("isa", ISAS)

@@ -193,6 +193,45 @@ class Kernels:
         )
         return out_THK
 
+    def num_splits(
+        self,
+        step: Step,
+        *,
+        heads: tuple[int, int],
+        num_pages: int,
+        page_size: int,
+        window: int | None = None,
+    ) -> int:
+        """Count the runs of 128 keys of a head that `paged_attention` reads for a step.
+
+        One on pages that several sequences share, and which is read for them together, counts once.
+
+        Args:
+            step: as `paged_attention` takes it.
+            heads: query heads, and key/value heads.
+            num_pages: of the pool.
+            page_size: tokens in each.
+            window: keys that a query sees; None for all.
+        """
+        num_heads, num_kv_heads = heads
+        num_sequences, table_width = step.table_BP.shape
+        return int(
+            self.module.num_splits(
+                query_start_B1=step.query_start_B1.data_ptr(),
+                context_B=step.context_B.data_ptr(),
+                table_BP=step.table_BP.data_ptr(),
+                table_stride=step.table_BP.stride(0),
+                table_width=table_width,
+                num_tokens=int(step.query_start_B1[-1]),
+                num_pages=num_pages,
+                num_sequences=num_sequences,
+                num_heads=num_heads,
+                num_kv_heads=num_kv_heads,
+                page_size=page_size,
+                window=window,
+            )
+        )
+
 
 def load(isa: str | None = None) -> Kernels | None:
     """Give the kernels, or None where they were not built or cannot be loaded.

@@ -119,6 +119,28 @@ void py_paged_attention(const std::string& dtype, uintptr_t q_THK, uintptr_t out
     with_team(num_threads, 1, [&](Team& team) { plan.run(team, attention, chosen); });
 }
 
+int64_t py_num_splits(uintptr_t query_start_B1, uintptr_t context_B, uintptr_t table_BP, int64_t table_stride,
+                      int64_t table_width, int64_t num_tokens, int64_t num_pages, int num_sequences, int num_heads,
+                      int num_kv_heads, int page_size, std::optional<int> window) {
+    require(num_kv_heads > 0 && num_heads % num_kv_heads == 0, "query heads do not divide among key/value heads");
+    require(page_size > 0, "an empty page holds nothing");
+    Attention attention{};
+    attention.query_start_B1 = at<int32_t>(query_start_B1);
+    attention.context_B = at<int32_t>(context_B);
+    attention.table_BP = at<int32_t>(table_BP);
+    attention.table_stride = table_stride;
+    attention.table_width = table_width;
+    attention.num_tokens = num_tokens;
+    attention.num_pages = num_pages;
+    attention.num_sequences = num_sequences;
+    attention.num_heads = num_heads;
+    attention.num_kv_heads = num_kv_heads;
+    attention.head_dim = kMinHeadDim;
+    attention.page_size = page_size;
+    attention.window = window.value_or(INT_MAX);
+    return AttentionPlan(attention).num_splits();
+}
+
 const RowKernels& rows_of(const std::string& dtype, const std::optional<std::string>& isa) {
     return choose(isa).rows[static_cast<int>(dtype_of(dtype))];
 }
@@ -288,6 +310,9 @@ NB_MODULE(_kernels, m) {
           "q_head_stride"_a, "out_token_stride"_a, "out_head_stride"_a, "page_stride"_a, "table_stride"_a,
           "num_tokens"_a, "num_pages"_a, "table_width"_a, "num_sequences"_a, "num_heads"_a, "num_kv_heads"_a,
           "head_dim"_a, "page_size"_a, "window"_a.none(), "scale"_a, "num_threads"_a, "isa"_a.none() = nb::none());
+    m.def("num_splits", alpage::py_num_splits, nb::kw_only(), "query_start_B1"_a, "context_B"_a, "table_BP"_a,
+          "table_stride"_a, "table_width"_a, "num_tokens"_a, "num_pages"_a, "num_sequences"_a, "num_heads"_a,
+          "num_kv_heads"_a, "page_size"_a, "window"_a.none());
     m.def("rms_norm", alpage::py_rms_norm, free_gil);
     m.def("silu_mul", alpage::py_silu_mul, free_gil);
     m.def("rotate", alpage::py_rotate, free_gil);

@@ -230,6 +230,12 @@ void AttentionPlan::run(Team& team, const Attention& a, const Isa& isa) {
     team.share(num_items, [&](int64_t i) { parts_->run(a, kernels, parts_->items[num_items - 1 - i]); });
 }
 
+int64_t AttentionPlan::num_splits() const {
+    int64_t num = 0;
+    for (const Item& item : parts_->items) num += item.tile.end_split - item.tile.first_split;
+    return num;
+}
+
 void check_slots(const KvStore& s) {
     for (int64_t t = 0; t < s.num_tokens; ++t)
         if (s.slot_T[t] < 0 || s.slot_T[t] >= s.num_pages * s.page_size)

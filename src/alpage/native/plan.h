@@ -20,6 +20,9 @@ class AttentionPlan {
     // Every thread of a team calls this; the problem differs from the planned one in its layer alone.
     void run(Team&, const Attention&, const Isa&);
 
+    // Splits of a head's keys that a run reads; one that a tile reads for several sequences counts once.
+    int64_t num_splits() const;
+
  private:
     struct Parts;
     std::unique_ptr<Parts> parts_;
