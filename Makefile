@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find src -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -path '*/http/page/*')
 MODEL := smollm2-135m
 
-.PHONY: demo test check setup fix tiny nightly sanitize docs bench clean
+.PHONY: demo test check setup fix tiny nightly sanitize arm docs bench clean
 .NOTPARALLEL:
 
 demo: .venv/installed  ## generate text with a real model
@@ -40,6 +40,23 @@ sanitize: .venv/test  ## the kernels' tests, in a build that watches every acces
 	$(PIP) --no-deps --upgrade --target build/sanitize -C cmake.define.ALPAGE_SANITIZE=address,undefined .
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize $(BIN)/pytest -q tests/model/test_native_*.py
+
+# Needs Debian 12 or a sibling, with g++-aarch64-linux-gnu and qemu-user.
+arm: .venv/test build/arm/ready  ## the kernels' tests, built for ARM and under an emulator
+	$(BIN)/cmake -S . -B build/arm/kernels -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	  -DCMAKE_CXX_FLAGS=-I$(CURDIR)/build/arm/root/usr/include -DPython_EXECUTABLE=$(CURDIR)/tests/arm/python \
+	  -DPython_INCLUDE_DIR=$(CURDIR)/build/arm/root/usr/include/python3.11 \
+	  -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) > build/arm/cmake.log
+	$(BIN)/cmake --build build/arm/kernels >> build/arm/cmake.log
+	rm -rf build/arm/lib && mkdir build/arm/lib && cp -r src/alpage build/arm/lib/
+	$(BIN)/cmake --install build/arm/kernels --prefix build/arm/lib >> build/arm/cmake.log
+	PYTHONPATH=build/arm/lib:build/arm/site OMP_NUM_THREADS=1 tests/arm/python -m pytest -q -p no:cacheprovider \
+	  tests/model/test_native_*.py
+
+build/arm/ready: tests/arm/setup.sh
+	tests/arm/setup.sh
+	@touch $@
 
 docs: .venv/test .venv/docs  ## read the docs at http://127.0.0.1:8000
 	$(BIN)/mkdocs serve
