@@ -423,6 +423,16 @@ def test_reason_is_told_where_nothing_was_built(monkeypatch):
 
 
 @needs_kernels
+def test_reason_is_told_where_torch_has_no_openmp(monkeypatch):
+    monkeypatch.setattr(native_kernels, "_openmp_entry", lambda: None)
+    native_kernels.import_kernels.cache_clear()
+    try:
+        assert "no OpenMP runtime" in str(native.unavailable_reason())
+    finally:
+        native_kernels.import_kernels.cache_clear()
+
+
+@needs_kernels
 def test_unsupported_pools_are_named():
     assert MODULE is not None
     assert MODULE.unsupported_reason(dtype=torch.bfloat16, head_dim=64) is None

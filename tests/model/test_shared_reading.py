@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from benchmarks.attention import make_step
 
 from alpage import LLM, SamplingParams, native
 from tiny_llama import make_tiny_llama
@@ -13,6 +14,10 @@ pytestmark = pytest.mark.skipif(
 )
 PREFIX = [5 + 7 * i % 250 for i in range(272)]
 HEADS = (4, 2)
+
+
+def num_splits(step, page_size):
+    return native.load().num_splits(step, heads=HEADS, num_pages=1_000_000, page_size=page_size)
 
 
 def with_own_pages(step):
@@ -32,19 +37,12 @@ def with_own_pages(step):
 def test_decodes_read_a_shared_prefix_once(tmp_path, monkeypatch, prompts, params):
     make_tiny_llama(tmp_path, max_position_embeddings=512)
     llm = LLM(tmp_path, kv_memory="4MiB", dtype="bfloat16", device="cpu", max_num_seqs=8)
-    kernels = native.load()
     counts = []
     run = native.NativeProgram.run
 
     def spied(self, outside, arena, kv_L2PGSK, step):
         if step.query_start_B1.tolist() == list(range(7)):  # six decodes and nothing else
-            count = [
-                kernels.num_splits(
-                    one, heads=HEADS, num_pages=1_000_000, page_size=kv_L2PGSK.shape[4]
-                )
-                for one in (step, with_own_pages(step))
-            ]
-            counts.append(count)
+            counts.append([num_splits(x, kv_L2PGSK.shape[4]) for x in (step, with_own_pages(step))])
         run(self, outside, arena, kv_L2PGSK, step)
 
     llm.generate([PREFIX], SamplingParams(max_tokens=1))
@@ -53,3 +51,10 @@ def test_decodes_read_a_shared_prefix_once(tmp_path, monkeypatch, prompts, param
     # Two key/value heads; two splits of 128 tokens that all share and one of each sequence's own.
     assert counts
     assert all(count == [2 * (2 + 6), 2 * (3 * 6)] for count in counts)
+
+
+def test_benchmark_shares_what_it_says():
+    shared, copied = (make_step(6, 640, num_shared=num) for num in (512, 0))
+    assert num_splits(shared, 16) == 2 * (4 + 6)
+    assert num_splits(copied, 16) == 2 * 5 * 6
+    assert shared.num_pages == 32 + 6 * 8
