@@ -232,7 +232,8 @@ void AttentionPlan::run(Team& team, const Attention& a, const Isa& isa) {
 
 int64_t AttentionPlan::num_splits() const {
     int64_t num = 0;
-    for (const Item& item : parts_->items) num += item.tile.end_split - item.tile.first_split;
+    for (const Item& item : parts_->items)
+        num += item.tile.num_kv_heads * (item.tile.end_split - item.tile.first_split);
     return num;
 }
 
