@@ -1,7 +1,10 @@
 """Workload: the numbers that decide what a model costs to run."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
+
+# Of a token's keys, and of its values, in a head, where they are kept in 8 bits.
+KV_SCALE_BYTES: Final = 4
 
 
 @final
@@ -74,6 +77,12 @@ class ModelShape:
         router = self.num_experts if self.num_experts > 1 else 0
         return self.num_layers * self.d_model * (heads * self.head_dim + ffn + router)
 
-    def kv_bytes_per_token(self, element_bytes: int) -> int:
-        """Bytes of one token's keys and values in all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * element_bytes
+    def kv_bytes_per_token(self, element_bytes: int, scale_bytes: int = 0) -> int:
+        """Bytes of one token's keys and values in all layers.
+
+        Args:
+            element_bytes: of a number.
+            scale_bytes: that the keys, and the values, of a head take besides.
+        """
+        head_bytes = self.head_dim * element_bytes + scale_bytes
+        return 2 * self.num_layers * self.num_kv_heads * head_bytes

@@ -39,6 +39,7 @@ def step_bytes(
     num_kv_tokens_read: int,
     weight_element_bytes: float,
     kv_element_bytes: int,
+    kv_scale_bytes: int = 0,
 ) -> float:
     """Return the bytes that one forward step has to move from and to memory.
 
@@ -52,11 +53,13 @@ def step_bytes(
         num_kv_tokens_read: tokens of context whose keys and values are read, shared ones once.
         weight_element_bytes: bytes of a weight.
         kv_element_bytes: bytes of an element of keys and values.
+        kv_scale_bytes: that a token's keys, and its values, take in a head besides.
     """
     num_weights = shape.num_parameters
     if not shape.is_tied:
         num_weights += (num_tokens - shape.vocab_size) * shape.d_model
-    kv = (num_kv_tokens_read + num_tokens) * shape.kv_bytes_per_token(kv_element_bytes)
+    token_bytes = shape.kv_bytes_per_token(kv_element_bytes, kv_scale_bytes)
+    kv = (num_kv_tokens_read + num_tokens) * token_bytes
     return num_weights * weight_element_bytes + kv
 
 

@@ -14,7 +14,7 @@ from alpage.cost.collectives import CollectiveTime, collective_time
 from alpage.cost.efficiency import EFFICIENCIES, Efficiency
 from alpage.hardware import Device, Mesh
 from alpage.layout import Attention, Change, block_rounds, ends_changes, weight_changes
-from alpage.workload import ModelShape
+from alpage.workload import KV_SCALE_BYTES, ModelShape
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8": 1}
 
@@ -48,6 +48,11 @@ class Precision:
     weights: str = "bfloat16"
     compute: str = "bfloat16"
     kv: str = "bfloat16"
+
+    @property
+    def kv_scale_bytes(self) -> int:
+        """Bytes that a token's keys, and its values, take in a head besides their elements."""
+        return KV_SCALE_BYTES if self.kv == "int8" else 0
 
 
 @final
@@ -199,9 +204,9 @@ def _attention_s(
     heads = sizes["H"] / mesh.size(attention.queries().dims[1].axes)
     kv_heads = sizes["G"] / mesh.size(attention.kv(sizes["G"], mesh).dims[1].axes)
     context = step.num_past_tokens + step.num_new_tokens
-    kv_elements = num_sequences * context * 2 * kv_heads * sizes["K"]
+    head_bytes = sizes["K"] * DTYPE_BYTES[precision.kv] + precision.kv_scale_bytes
     score_bytes = products.efficiency.score_bytes * num_tokens * context * heads
-    memory_bytes = kv_elements * DTYPE_BYTES[precision.kv] + score_bytes
+    memory_bytes = num_sequences * context * 2 * kv_heads * head_bytes + score_bytes
     num_pairs = num_tokens * (step.num_past_tokens + (step.num_new_tokens + 1) / 2)
     flops = 4 * num_pairs * heads * sizes["K"]
     flops_per_s = products.flops_per_s * products.efficiency.matmul

@@ -65,7 +65,8 @@ def kv_token_bytes(
     """
     kv = attention.kv(shape.num_kv_heads, mesh)
     shards = mesh.size(attention.sequence_axes) * mesh.size(kv.dims[1].axes)
-    return shape.kv_bytes_per_token(DTYPE_BYTES[precision.kv]) / shards
+    token_bytes = shape.kv_bytes_per_token(DTYPE_BYTES[precision.kv], precision.kv_scale_bytes)
+    return token_bytes / shards
 
 
 def max_context(

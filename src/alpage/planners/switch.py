@@ -45,7 +45,8 @@ def switch_between(prefill: Candidate, decode: Candidate) -> Switch:
     sizes = {
         "T": num_sequences * prefill.step.num_new_tokens,
         "G": shape.num_kv_heads,
-        "K": shape.head_dim,
+        # Scales, which elements of one byte have, go with them.
+        "K": shape.head_dim + prefill.precision.kv_scale_bytes,
     }
     collectives = redistribute(
         before,

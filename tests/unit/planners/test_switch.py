@@ -10,6 +10,7 @@ from alpage.layout import LAYOUTS, attentions
 from alpage.planners.layouts import priced
 from alpage.planners.switch import switch_between
 from alpage.shapes import named_shape
+from alpage.workload import KV_SCALE_BYTES
 
 INT8 = Precision(weights="int8")
 
@@ -42,7 +43,7 @@ def test_heads_to_batch_by_hand():
     assert switch.time_s == pytest.approx(wire_bytes / link.bytes_per_s + waits_s)
 
 
-def test_int8_halves_the_bytes():
+def test_int8_halves_the_bytes_but_for_the_scales():
     mesh = resolve_cluster("h100-4").mesh(x=1, y=1, z=4)
 
     def wire_bytes(kv):
@@ -51,7 +52,10 @@ def test_int8_halves_the_bytes():
         decode = way("llama-3-8b", mesh, "ws_2d", 3, 8, past=512, precision=precision)
         return switch_between(prefill, decode).wire_bytes
 
-    assert wire_bytes("bfloat16") == 2 * wire_bytes("int8") > 0
+    head_dim = named_shape("llama-3-8b").head_dim
+    assert wire_bytes("float8") > 0
+    assert wire_bytes("bfloat16") == 2 * wire_bytes("float8")
+    assert wire_bytes("int8") / wire_bytes("float8") == (head_dim + KV_SCALE_BYTES) / head_dim
 
 
 def test_fewer_sequences_than_shards():
