@@ -17,6 +17,7 @@ from alpage import LLM, SamplingParams
 from alpage.cli.load_plot import Curve, Plot, draw
 from alpage.cli.page import to_page, write_page
 from alpage.cost import roofline_s, step_bytes, step_flops
+from alpage.ops.kv import scale_bytes
 from alpage.runtime import Ceilings, measure_ceilings
 from alpage.serve.batch import Batch, Opened, Row
 from alpage.serve.runner import Runner
@@ -94,7 +95,8 @@ def floor_s(runner: Runner, batch: int, context: int, ceilings: Ceilings) -> flo
         num_tokens=batch,
         num_kv_tokens_read=batch * (context - 1),
         weight_element_bytes=profile.weight_element_bytes,
-        kv_element_bytes=profile.dtype.itemsize,
+        kv_element_bytes=profile.kv_dtype.itemsize,
+        kv_scale_bytes=scale_bytes(profile.kv_dtype),
     )
     return roofline_s(
         flops,

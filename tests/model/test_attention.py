@@ -8,8 +8,8 @@ import torch
 
 from alpage.errors import InvalidValue, Unsupported
 from alpage.ops import AttentionSpec, KvPool, PagedKV, attention, backends, select
-from alpage.ops.kv import PagedStep
-from alpage.ops.reference import Reference
+from alpage.ops.kv import PagedStep, scale_bytes
+from alpage.ops.reference import Reference, rounded, widened
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 HEADS = [(4, 4), (6, 2), (5, 1)]
@@ -62,26 +62,30 @@ def prompts(step, page_size):
 
 @pytest.mark.parametrize("backend", backends()[:-1], ids=lambda backend: backend.name)
 @pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("is_int8", [False, True], ids=["", "int8"])
 @pytest.mark.parametrize("window", [None, 1, 10])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("sizes", STEPS.values(), ids=STEPS)
-def test_backends_equal_the_reference(backend, dtype, window, heads, sizes):
-    check_against_reference(backend, dtype, window, (*heads, 32), sizes)
+def test_backends_equal_the_reference(backend, dtype, is_int8, window, heads, sizes):
+    check_against_reference(backend, dtype, window, (*heads, 32), sizes, is_int8=is_int8)
 
 
 @pytest.mark.parametrize("backend", backends()[:-1], ids=lambda backend: backend.name)
 @pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("is_int8", [False, True], ids=["", "int8"])
 @pytest.mark.parametrize("heads", FAMILIES.values(), ids=FAMILIES)
-def test_backends_equal_the_reference_at_the_heads_of_families(backend, dtype, heads):
-    check_against_reference(backend, dtype, None, heads, STEPS["mixed"])
+def test_backends_equal_the_reference_at_the_heads_of_families(backend, dtype, is_int8, heads):
+    check_against_reference(backend, dtype, None, heads, STEPS["mixed"], is_int8=is_int8)
 
 
-def check_against_reference(backend, dtype, window, heads, sizes):
+def check_against_reference(backend, dtype, window, heads, sizes, *, is_int8):
+    kv_dtype = torch.int8 if is_int8 else dtype
     num_heads, num_kv_heads, head_dim = heads
     page_size = 16
     spec = AttentionSpec(
         device="cpu",
         dtype=dtype,
+        kv_dtype=kv_dtype,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
@@ -93,10 +97,8 @@ def check_against_reference(backend, dtype, window, heads, sizes):
     torch.manual_seed(0)
     step, num_pages = make_step(sizes, page_size, "cpu")
     before = prompts(step, page_size)
-    pools = [
-        KvPool(torch.zeros(1, 2, num_pages, num_kv_heads, page_size, head_dim, dtype=dtype))
-        for _ in range(2)
-    ]
+    sizes = (1, 2, num_pages, num_kv_heads, page_size, head_dim + scale_bytes(kv_dtype))
+    pools = [KvPool(torch.zeros(sizes, dtype=kv_dtype)) for _ in range(2)]
     for some in (before, step):
         T = len(some.slot_T)
         q_THK, k_TGK, v_TGK = (
@@ -139,13 +141,23 @@ def test_reference_in_chunks_equals_attention_without_pages(heads, window):
 
 def test_selection_gives_reasons():
     spec = AttentionSpec(
-        device="cuda", dtype=torch.float16, num_heads=1, num_kv_heads=1, head_dim=7, page_size=16
+        device="cuda",
+        dtype=torch.float16,
+        kv_dtype=torch.float16,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=7,
+        page_size=16,
     )
     assert select(spec, backends()).name == "sdpa"
     with pytest.raises(Unsupported, match="native"):
         select(spec, backends(), "native")
     with pytest.raises(InvalidValue, match="reference"):
         select(spec, backends(), "fastest")
+    in_8_bits = replace(spec, kv_dtype=torch.int8)
+    with pytest.raises(Unsupported, match=r"not torch\.int8"):
+        select(in_8_bits, backends(), "sdpa")
+    assert select(in_8_bits, backends()).name == "reference"
 
 
 def test_tiles_begin_with_a_cache_line():
@@ -170,3 +182,21 @@ def test_pages_are_copied_after_all_are_read():
     assert pool.kv_L2PGSK[0, 1, :, 0, 3, 0].tolist() == [0, 0, 1, 2]
     pool.copy_pages([3, 2], [0, 1], to=pool)
     assert pool.kv_L2PGSK[0, 1, :, 0, 3, 0].tolist() == [2, 1, 1, 2]
+
+
+def test_8_bits_are_within_half_a_step_of_the_scale():
+    torch.manual_seed(0)
+    x_TGK = torch.randn(50, 3, 24) * torch.logspace(-6, 6, 50)[:, None, None]
+    step_TG1 = x_TGK.abs().amax(-1, keepdim=True) / 127
+    kept_TGK = rounded(x_TGK)
+    assert kept_TGK.shape == (50, 3, 24 + scale_bytes(torch.int8))
+    assert kept_TGK[..., :24].abs().amax(-1).eq(127).all()
+    assert ((widened(kept_TGK) - x_TGK).abs() <= 0.5001 * step_TG1).all()
+
+
+def test_8_bits_of_nothing_are_nothing_and_what_is_no_number_stays_none():
+    x_TGK = torch.zeros(4, 1, 16)
+    x_TGK[1, 0, 3], x_TGK[2, 0, 3], x_TGK[3, 0, 3] = 1e-42, torch.inf, torch.nan
+    back_TGK = widened(rounded(x_TGK))
+    assert back_TGK[:2].eq(0).all()
+    assert back_TGK[2:].isnan().all()

@@ -279,7 +279,11 @@ def test_ceiling_of_8_bits_is_measured_with_8_bits(monkeypatch):
 def test_weights_in_8_bits_count_one_byte_but_for_the_vocabulary():
     shape = dataclasses.replace(SHAPE, is_tied=False)
     profile = Profile(
-        shape=shape, dtype=torch.bfloat16, device=torch.device("cpu"), quantization="int8"
+        shape=shape,
+        dtype=torch.bfloat16,
+        kv_dtype=torch.bfloat16,
+        device=torch.device("cpu"),
+        quantization="int8",
     )
     num_vocab = 2 * 10 * 2
     expected = (shape.num_parameters - num_vocab + 2 * num_vocab) / shape.num_parameters
@@ -291,6 +295,7 @@ def test_vocabulary_in_8_bits_counts_its_scales():
     profile = Profile(
         shape=SHAPE,
         dtype=torch.bfloat16,
+        kv_dtype=torch.bfloat16,
         device=torch.device("cpu"),
         quantization="int4",
         is_vocab_int8=True,

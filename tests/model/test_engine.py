@@ -427,6 +427,7 @@ BAD_OPTIONS = [
     ({"attention_backend": "best"}, "sdpa"),
     ({"attention_backend": None}, "attention_backend"),
     ({"dtype": ["float32"]}, "dtype"),
+    ({"kv_dtype": "int4"}, "kv_dtype"),
     ({"device": None}, "device"),
     ({"device": "cuda:" + "9" * 5000}, "device"),
     ({"kv_memory": b"1GiB"}, "kv_memory"),

@@ -34,28 +34,33 @@ def bits(outputs):
 
 
 @needs_kernels
-@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("dtypes", [{}, {"quantization": "int8"}, {"kv_dtype": "int8"}], ids=str)
 @pytest.mark.parametrize(
     "settings",
     [
         {},
         {"max_num_batched_tokens": 8, "max_num_seqs": 4},
         {"max_num_batched_tokens": 33, "max_num_seqs": 2, "has_prefix_cache": False},
-        {"kv_memory": "300KiB", "max_model_len": 160, "swap_memory": 0},
-        {"kv_memory": "300KiB", "max_model_len": 160},
+        {"kv_memory": "52KiB", "max_model_len": 160, "swap_memory": 0},
+        {"kv_memory": "52KiB", "max_model_len": 160, "swap_memory": "52KiB"},
         {"page_size": 32},
     ],
     ids=["batch", "chunks", "few at a time", "recomputed", "swapped", "large pages"],
 )
-def test_same_bits(model, settings, quantization):
-    alone = llm_of(model, quantization=quantization)
+def test_same_bits(model, settings, dtypes):
+    alone = llm_of(model, **dtypes)
     expected = [
         one
         for prompt, params in zip(PROMPTS, PARAMS, strict=True)
         for one in bits(alone.generate([prompt], params))
     ]
-    found = llm_of(model, quantization=quantization, **settings)
+    if "kv_dtype" in dtypes and "kv_memory" in settings:
+        settings = settings | {"kv_memory": "34KiB"}
+    found = llm_of(model, **dtypes, **settings)
     assert bits(found.generate(PROMPTS, PARAMS)) == expected
+    scheduler = found.engine.scheduler
+    assert (scheduler.num_preemptions > 0) == ("swap_memory" in settings)
+    assert (scheduler.memories[0].num_swapped_pages > 0) == (settings.get("swap_memory", 0) != 0)
 
 
 @needs_kernels

@@ -71,6 +71,7 @@ CUTS = {
         "PaLM",
         {"devices": 4, "layout": "ws_2d", "prefill_layout": "wg_xy", "quantization": "int8"},
     ),
+    "keys and values in int8": ("Llama", {"devices": 2, "layout": "ws_1d", "kv_dtype": "int8"}),
     "gathered, over the batch": (
         "PaLM",
         {
@@ -86,7 +87,8 @@ CUTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "cut"), CUTS.values(), ids=CUTS)
 def test_tokens_are_those_of_one_device(family, cut, paths):
-    one = LLM(paths / family, quantization=cut.get("quantization"), **OPTIONS)
+    dtypes = {name: cut[name] for name in ("quantization", "kv_dtype") if name in cut}
+    one = LLM(paths / family, **dtypes, **OPTIONS)
     many = LLM(paths / family, **cut, max_num_seqs=12, **OPTIONS)
     assert len(many.engine.engines) == cut.get("replicas", 1)
     pids = pids_of(many)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from alpage import native
 from alpage.native import kernels as native_kernels
+from alpage.ops.reference import rounded, widened
+from alpage.workload import KV_SCALE_BYTES
 
 # Sums of up to 700 products of float32 in another order than PyTorch's.
 FLOAT32_TOLERANCE = 1e-5
@@ -22,6 +25,16 @@ BFLOAT16_TOLERANCE = 2.0**-8
 PAIRS_TOLERANCE = 2.0**-7
 
 DTYPES = [torch.float32, torch.bfloat16]
+
+
+class Kind(NamedTuple):
+    """The dtype of queries, and whether pages are of 8 bits."""
+
+    dtype: torch.dtype
+    is_int8: bool
+
+
+KINDS = [Kind(dtype, is_int8) for dtype in DTYPES for is_int8 in (False, True)]
 HEADS = [(1, 1), (4, 1), (9, 3), (8, 8)]
 HEAD_DIMS = [16, 24, 64, 80, 128, 256]
 PAGE_SIZES = [8, 16, 32]
@@ -47,7 +60,10 @@ class FlatStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One layer's step: keys and values of each sequence as they are, and the same in a pool."""
+    """One layer's step: keys and values of each sequence as they are, and the same in a pool.
+
+    The pool has tokens in rows; one of 8 bits has each token's scale behind its numbers.
+    """
 
     q_THK: Tensor
     k_CGK: list[Tensor]
@@ -68,18 +84,19 @@ def make_case(
     head_dim: int = 64,
     page_size: int = 16,
     window: int | None = None,
-    dtype: torch.dtype = torch.float32,
+    kind: Kind = KINDS[0],
     seed: int = 0,
 ) -> Case:
     random = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=random).to(dtype)
+        return torch.randn(*shape, generator=random).to(kind.dtype)
 
     num_heads, num_kv_heads = heads
     width = max(-(-context // page_size) for _, context in sequences) + 1
     num_pages = width * len(sequences) + 1  # the first one belongs to nobody
-    kv_2PGSK = torch.full((2, num_pages, num_kv_heads, page_size, head_dim), torch.nan, dtype=dtype)
+    sizes = (2, num_pages, num_kv_heads, page_size, head_dim)
+    kv_2PGSK = torch.full(sizes, torch.nan, dtype=kind.dtype)
     table_BP = torch.zeros(len(sequences), width, dtype=torch.int32)
     pages = iter((torch.randperm(num_pages - 1, generator=random) + 1).tolist())
     keys, values = [], []
@@ -100,6 +117,9 @@ def make_case(
         table_BP=table_BP,
     )
     q_THK = normal(sum(new for new, _ in sequences), num_heads, head_dim)
+    if kind.is_int8:
+        kv_2PGSK = rounded(kv_2PGSK)
+        keys, values = ([widened(rounded(x)) for x in some] for some in (keys, values))
     return Case(q_THK=q_THK, k_CGK=keys, v_CGK=values, kv_2PGSK=kv_2PGSK, step=step, window=window)
 
 
@@ -125,23 +145,33 @@ def expected(case: Case) -> Tensor:
 def attend(case: Case, isa: str | None = None) -> Tensor:
     kernels = native.load(isa)
     assert kernels is not None
-    kv_2PGSK = in_form(case.kv_2PGSK, isa)
+    kv_2PGSK = in_form(case.kv_2PGSK, case.q_THK, isa)
     return kernels.paged_attention(
         case.q_THK, kv_2PGSK, case.step, scale=case.scale, window=case.window
     )
 
 
-def has_pairs(kv_2PGSK: Tensor, isa: str | None) -> bool:
-    """Whether the kernels want this pool's tiles in pairs."""
+def has_pairs(kv_2PGSK: Tensor, x_THK: Tensor, isa: str | None) -> bool:
+    """Whether the kernels want this pool's tiles in pairs, for heads like these."""
     kernels = native.load(isa)
     assert kernels is not None
-    page_size, head_dim = kv_2PGSK.shape[-2:]
-    return kernels.has_pairs(dtype=kv_2PGSK.dtype, page_size=page_size, head_dim=head_dim)
+    page_size, head_dim = kv_2PGSK.shape[-2], x_THK.shape[-1]
+    return kernels.has_pairs(dtype=x_THK.dtype, page_size=page_size, head_dim=head_dim)
 
 
-def in_form(kv_2PGSK: Tensor, isa: str | None) -> Tensor:
-    """Return a pool of rows as the kernels want it."""
-    return to_pairs(kv_2PGSK) if has_pairs(kv_2PGSK, isa) else kv_2PGSK
+def in_form(kv_2PGSK: Tensor, x_THK: Tensor, isa: str | None) -> Tensor:
+    """Return a pool of rows as the kernels want it: scales lie behind a tile's numbers."""
+    if kv_2PGSK.dtype == torch.int8:
+        number, scale = kv_2PGSK.split([x_THK.shape[-1], KV_SCALE_BYTES], dim=-1)
+        in_order = in_form_of_dtype(number, x_THK, isa)
+        tiles = torch.cat([in_order.flatten(-2), scale.flatten(-2)], dim=-1)
+        return tiles.view(kv_2PGSK.shape)
+    return in_form_of_dtype(kv_2PGSK, x_THK, isa)
+
+
+def in_form_of_dtype(kv_2PGSK: Tensor, x_THK: Tensor, isa: str | None) -> Tensor:
+    """Return numbers in the order that the kernels want."""
+    return to_pairs(kv_2PGSK) if has_pairs(kv_2PGSK, x_THK, isa) else kv_2PGSK
 
 
 def to_pairs(kv_2PGSK: Tensor) -> Tensor:
@@ -162,7 +192,7 @@ def assert_close(actual: Tensor, wanted: Tensor, what: str, *, is_pairs: bool = 
 
 def check(case: Case, wanted: Tensor, what: str, isa: str | None = None) -> None:
     """Attend, and compare."""
-    is_pairs = has_pairs(case.kv_2PGSK, isa)
+    is_pairs = has_pairs(case.kv_2PGSK, case.q_THK, isa)
     assert_close(attend(case, isa), wanted, what, is_pairs=is_pairs)
 
 
@@ -186,10 +216,10 @@ def threads():
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
-def test_equals_plain_pytorch(heads, head_dim, dtype, threads):
+def test_equals_plain_pytorch(heads, head_dim, kind, threads):
     threads(1)  # many small steps: two threads on a busy machine wait for each other
     for page_size in PAGE_SIZES:
         for window in WINDOWS:
@@ -199,7 +229,7 @@ def test_equals_plain_pytorch(heads, head_dim, dtype, threads):
                 head_dim=head_dim,
                 page_size=page_size,
                 window=window,
-                dtype=dtype,
+                kind=kind,
             )
             wanted = expected(case)
             for isa in ISAS:
@@ -207,10 +237,10 @@ def test_equals_plain_pytorch(heads, head_dim, dtype, threads):
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("isa", ISAS)
-def test_long_prompt_equals_plain_pytorch(isa, dtype):
-    case = make_case([(700, 1300), (1, 2000)], dtype=dtype)
+def test_long_prompt_equals_plain_pytorch(isa, kind):
+    case = make_case([(700, 1300), (1, 2000)], kind=kind)
     check(case, expected(case), isa, isa)
 
 
@@ -224,22 +254,22 @@ def test_long_prompt_equals_plain_pytorch(isa, dtype):
     ),
     window=st.none() | st.integers(1, 1200),
     page_size=st.sampled_from(PAGE_SIZES),
-    dtype=st.sampled_from(DTYPES),
+    kind=st.sampled_from(KINDS),
     seed=st.integers(0, 2**31),
 )
-def test_any_step_equals_plain_pytorch(sequences, window, page_size, dtype, seed):
-    case = make_case(sequences, window=window, page_size=page_size, dtype=dtype, seed=seed)
+def test_any_step_equals_plain_pytorch(sequences, window, page_size, kind, seed):
+    case = make_case(sequences, window=window, page_size=page_size, kind=kind, seed=seed)
     if case.q_THK.shape[0] > 0:
         check(case, expected(case), "best instruction set")
 
 
 @needs_kernels
 @pytest.mark.parametrize("window", [None, 100])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("sequences", [MIXED, MANY], ids=["mixed", "many"])
-def test_row_is_bitwise_the_same_in_any_company(sequences, isa, dtype, window, threads):
-    case = make_case(sequences, window=window, dtype=dtype)
+def test_row_is_bitwise_the_same_in_any_company(sequences, isa, kind, window, threads):
+    case = make_case(sequences, window=window, kind=kind)
     together = attend(case, isa)
     check(case, expected(case), isa, isa)
     for num_threads in (1, 2, 3):
@@ -262,13 +292,13 @@ def share_prefix(case: Case, num_shared: int, page_size: int) -> None:
 @needs_kernels
 @pytest.mark.parametrize("page_size", [8, 16, 48])
 @pytest.mark.parametrize("window", [None, 300])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("isa", ISAS)
-def test_shared_pages_give_each_row_its_own_bits(isa, dtype, window, page_size, threads):
+def test_shared_pages_give_each_row_its_own_bits(isa, kind, window, page_size, threads):
     # Decodes that share three splits, two or none, beside prompts that share some; 11 and more
     # sequences of 3 rows need two tiles.
     sequences = [(1, 400 + b) for b in range(14)] + [(1, 300), (1, 20), (4, 500), (200, 450)]
-    case = make_case(sequences, window=None, dtype=dtype, page_size=page_size)
+    case = make_case(sequences, window=None, kind=kind, page_size=page_size)
     share_prefix(case, 390, page_size)
     case = replace(case, window=window)
     together = attend(case, isa)
@@ -298,10 +328,10 @@ def test_shared_pages_are_read_once(window, num_alone, num_shared):
 
 @needs_kernels
 @pytest.mark.parametrize("window", [None, 100])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("isa", ISAS)
-def test_row_is_bitwise_the_same_in_any_chunk(isa, dtype, window):
-    case = make_case([(700, 700)], window=window, dtype=dtype)
+def test_row_is_bitwise_the_same_in_any_chunk(isa, kind, window):
+    case = make_case([(700, 700)], window=window, kind=kind)
     whole = attend(case, isa)
     for chunk in (1, 7, 64, 333):
         for start in range(0, 700, chunk * 5):
@@ -361,19 +391,26 @@ def test_step_out_of_range_is_refused(field):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("head_dim", "page_size"), [(24, 8), (48, 32)])
 @pytest.mark.parametrize("num_tokens", [0, 1, 7, 500])
-def test_store_is_exact(num_tokens, head_dim, page_size, dtype):
+@pytest.mark.parametrize("is_int8", [False, True], ids=["", "int8"])
+def test_store_is_exact(is_int8, num_tokens, head_dim, page_size, dtype):
     assert MODULE is not None
     num_kv_heads = 3
     qkv = torch.randn(num_tokens, 5, num_kv_heads, head_dim).to(dtype)
+    # What is halfway between two numbers, nothing, and too much and too little to scale.
+    for token, some in enumerate([(127, 0.5, -1.5, 2.5), (0,), (torch.inf, 1), (1e-38,), (1e-42,)]):
+        row = torch.zeros(head_dim).to(dtype)
+        row[: len(some)] = torch.tensor(some)
+        qkv[token * 97 : token * 97 + 1, :, 1] = row
     k_TGK, v_TGK = qkv[:, 2], qkv[:, 4]
     slot_T = torch.randperm(100 * page_size)[:num_tokens]
     kv_2PGSK = torch.randn(2, 100, num_kv_heads, page_size, head_dim).to(dtype)
+    kv_2PGSK = rounded(kv_2PGSK) if is_int8 else kv_2PGSK
     wanted = kv_2PGSK.clone()
     for layer, x_TGK in zip(wanted, (k_TGK, v_TGK), strict=True):
-        layer[slot_T // page_size, :, slot_T % page_size] = x_TGK
-    stored = in_form(kv_2PGSK, None).clone()
+        layer[slot_T // page_size, :, slot_T % page_size] = rounded(x_TGK) if is_int8 else x_TGK
+    stored = in_form(kv_2PGSK, k_TGK, None).clone()
     MODULE.store_kv(k_TGK, v_TGK, stored, slot_T)
-    assert torch.equal(stored, in_form(wanted, None))
+    assert torch.equal(stored, in_form(wanted, k_TGK, None))
 
 
 @needs_kernels

@@ -57,7 +57,7 @@ def without_program(llm):
 # -- the same bits ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("settings", [{}, {"quantization": "int8"}, {"kv_dtype": "int8"}], ids=str)
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -69,9 +69,8 @@ def without_program(llm):
     ],
     ids=["plain", "biases", "every head its own", "one head for all", "window"],
 )
-def test_engine_gives_the_same_bits(tmp_path, sizes, quantization):
+def test_engine_gives_the_same_bits(tmp_path, sizes, settings):
     make_tiny_llama(tmp_path, **sizes)
-    settings = {"quantization": quantization} if quantization else {}
     found = answers(llm_of(tmp_path, **settings))
     assert found == answers(without_program(llm_of(tmp_path, **settings)))
 

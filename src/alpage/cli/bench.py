@@ -15,6 +15,7 @@ from alpage.cli.options import (
     DeviceOption,
     DevicesOption,
     DtypeOption,
+    KvDtypeOption,
     KvMemoryOption,
     LayoutOption,
     ModelArgument,
@@ -52,6 +53,7 @@ def offline(  # noqa: PLR0913 - options of a command
     is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     dtype: DtypeOption = "auto",
     quantization: QuantizationOption = None,
+    kv_dtype: KvDtypeOption = None,
     deterministic: DeterministicOption = False,
     device: DeviceOption = "auto",
     devices: DevicesOption = 1,
@@ -79,6 +81,7 @@ def offline(  # noqa: PLR0913 - options of a command
     config = EngineConfig(
         dtype=dtype,
         quantization=quantization,  # type: ignore[arg-type]
+        kv_dtype=kv_dtype,  # type: ignore[arg-type]
         deterministic=deterministic,
         device=device,
         devices=devices,

@@ -32,6 +32,10 @@ QuantizationOption: TypeAlias = Annotated[
         show_default="as dtype says",
     ),
 ]
+KvDtypeOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="int8 keeps keys and values in 8 bits.", show_default="as dtype says"),
+]
 DeterministicOption: TypeAlias = Annotated[
     bool,
     typer.Option(

@@ -15,29 +15,19 @@
 #include <cstdint>
 
 #include "draw.h"
+#include "kv_store.h"
 #include "linear.h"
 #include "rows.h"
 
 namespace alpage {
 
 constexpr int kMinHeadDim = 16; // the widest vector of floats
-constexpr int kMaxHeadDim = 256;
 constexpr int kTileRows = 32;
 constexpr int kBlockKeys = 64;    // keys scored at once
 constexpr int kSplitKeys = 128;   // keys under one partial softmax
 constexpr int kItemSplits = 4;    // splits that a thread takes at a time, where those of a tile are shared out
 constexpr int kMinItems = 8;     // as many at least keep threads busy when each has all heads
 constexpr int kMaxSplitTiles = 4; // sequences with more row tiles than this have parallel work enough without splits
-
-enum class Dtype { float32, bfloat16 };
-
-// How a head's tile of a page [S, K] lies in memory, for keys and for values.
-//   rows: token after token.
-//   pairs: as `vdpbf16ps` takes it, which multiplies pairs of bfloat16. Keys [S / 16, K / 2, 16, 2]: 16 tokens side by
-//     side, two features each. Values [S / 2, K, 2]: a feature of two tokens side by side.
-enum class TileForm { rows, pairs };
-
-constexpr int kPairTokens = 16; // side by side in the keys of the form `pairs`
 
 struct Attention {
     Dtype dtype;
@@ -50,7 +40,8 @@ struct Attention {
     const int32_t* table_BP;
     int64_t q_token_stride, q_head_stride; // strides in elements
     int64_t out_token_stride, out_head_stride;
-    int64_t page_stride; // from page to page; inside a page [G, S, K] is dense, its tiles of the form below
+    int64_t page_stride; // from page to page; inside a page [G, S, K] is dense, its tiles of the form below; with int8
+                         // the K of a tile has the bytes of a token's scale besides
     int64_t table_stride;
     int64_t num_tokens, num_pages, table_width;
     int num_sequences, num_heads, num_kv_heads, head_dim, page_size;
@@ -105,19 +96,30 @@ struct Isa {
     const char* name;
     Kernels kernels[2]; // by Dtype, for tiles of rows
     const Kernels* pairs; // for tiles of pairs, which are of bfloat16; or null
+    Kernels int8_rows[2]; // likewise, of int8, with queries of the dtype
+    const Kernels* int8_pairs;
     const RowKernels* rows; // by Dtype
     const DrawKernels* draw; // by Dtype
+    StoreKv* store_kv;
     const LinearKernels* linear;
 };
 
-// The form of a pool's tiles: nobody but the kernels looks into them.
-inline TileForm form_of(const Isa& isa, Dtype dtype, int page_size, int head_dim) {
+// The form of a pool's tiles: nobody but the kernels looks into them. The dtype is that of the queries.
+inline TileForm form_of(const Isa& isa, Dtype dtype, bool is_int8, int page_size, int head_dim) {
     const bool fits = page_size % kPairTokens == 0 && head_dim % 16 == 0;
-    return isa.pairs && dtype == Dtype::bfloat16 && fits ? TileForm::pairs : TileForm::rows;
+    const bool is_pairs = isa.pairs && dtype == Dtype::bfloat16 && fits;
+    if (is_int8) return is_pairs ? TileForm::int8_pairs : TileForm::int8_rows;
+    return is_pairs ? TileForm::pairs : TileForm::rows;
 }
 
 inline const Kernels& kernels_of(const Isa& isa, const Attention& a) {
-    return a.form == TileForm::pairs ? *isa.pairs : isa.kernels[static_cast<int>(a.dtype)];
+    const int dtype = static_cast<int>(a.dtype);
+    switch (a.form) {
+    case TileForm::pairs: return *isa.pairs;
+    case TileForm::int8_pairs: return *isa.int8_pairs;
+    case TileForm::int8_rows: return isa.int8_rows[dtype];
+    default: return isa.kernels[dtype];
+    }
 }
 
 extern const Isa isa_avx512_bf16, isa_avx512, isa_avx2, isa_portable;

@@ -3,8 +3,7 @@
 // The online softmax is that of Milakov & Gimelshein (2018), arXiv:1805.02867; going through keys in blocks while the
 // scores stay in cache is FlashAttention, Dao et al. (2022), arXiv:2205.14135, section 3.1; splits over keys that are
 // joined at the end are Flash-Decoding. Compiled once for each instruction set: ALPAGE_ISA is its name.
-#include "pair_pages.h"
-#include "row_pages.h"
+#include "int8_pages.h"
 
 namespace alpage::ALPAGE_ISA {
 namespace {
@@ -82,10 +81,10 @@ class TileKernel {
     void for_each_split(F f) {
         load_queries();
         const int oldest = first_seen(a_, s_.position[0]);
-        const int newest = s_.position[tile_.num_rows - 1];
+        const int end = smaller(s_.position[tile_.num_rows - 1] + 1, tile_.end_split * kSplitKeys);
         for (int split = tile_.first_split; split < tile_.end_split; ++split) {
             const int begin = split * kSplitKeys;
-            attend_to(begin, {greater(oldest - begin, 0), smaller(newest + 1 - begin, kSplitKeys)});
+            attend_to(begin, {greater(oldest - begin, 0), smaller(end - begin, kSplitKeys)}, end);
             f(split - tile_.first_split);
         }
     }
@@ -104,11 +103,11 @@ class TileKernel {
         }
     }
 
-    // Leaves in split_ the softmax over keys [begin + keys.begin, begin + keys.end). Heads go through a block one after
-    // the other: what pages hold of them lies side by side, and is read as it lies.
-    void attend_to(int begin, Span keys) {
+    // Leaves in split_ the softmax over keys [begin + keys.begin, begin + keys.end); those of the tile end at `end`. Heads
+    // go through a block one after the other: what pages hold of them lies side by side, and is read as it lies.
+    void attend_to(int begin, Span keys, int end) {
         clear(split_);
-        pages_.find(begin, keys);
+        pages_.find(begin, keys, end);
         for (int block = keys.begin / kBlockKeys * kBlockKeys; block < keys.end; block += kBlockKeys) {
             const Span seen{greater(keys.begin - block, 0), smaller(keys.end - block, kBlockKeys)};
             for (int head = 0; head < tile_.num_kv_heads; ++head) {
@@ -181,7 +180,8 @@ class TileKernel {
             for (int k = 0; k < kBlockKeys; k += kLanes) {
                 float* at = score + i * kBlockKeys + k;
                 const IntVec key = lane_numbers(Lanes{}) + k;
-                const Vec x = (key >= oldest) & (key <= newest) ? load(at) * scale : splat(-__builtin_inff());
+                const Vec scaled = pages_.scaled_score(load(at), k) * scale;
+                const Vec x = (key >= oldest) & (key <= newest) ? scaled : splat(-__builtin_inff());
                 store(at, x);
                 greatest[i] = greater(greatest[i], x);
             }
@@ -198,7 +198,7 @@ class TileKernel {
             for (int i = 0; i < Rows; ++i) {
                 float* at = score + i * kBlockKeys + k;
                 const Vec weight = Pages::rounded(exp2(load(at) - base[i]));
-                store(at, weight);
+                store(at, pages_.scaled_weight(weight, k));
                 sum[i] += weight;
             }
         for (int i = 0; i < Rows; ++i) {
@@ -270,11 +270,17 @@ void join_splits(const Attention& a, const Tile& tile, float* partials) {
 template <class T, class Pages = RowPages<T>>
 constexpr Kernels kKernels{attend<T, Pages>, attend_splits<T, Pages>, join_splits<T, Pages>};
 
+template <class T>
+constexpr Kernels kInt8Kernels = kKernels<T, Int8Pages<RowPages<Wide<T>>, Wide<T>, 1>>;
+
 #if defined(__AVX512BF16__)
 constexpr Kernels kPairKernels = kKernels<bfloat16, PairPages>;
+constexpr Kernels kInt8PairKernels = kKernels<bfloat16, Int8Pages<PairPages, bfloat16, kPairTokens>>;
 constexpr const Kernels* kPairs = &kPairKernels;
+constexpr const Kernels* kInt8Pairs = &kInt8PairKernels;
 #else
 constexpr const Kernels* kPairs = nullptr;
+constexpr const Kernels* kInt8Pairs = nullptr;
 #endif
 
 } // namespace
@@ -289,7 +295,10 @@ const alpage::Isa alpage::ALPAGE_JOIN(isa_, ALPAGE_ISA){
     ALPAGE_TEXT(ALPAGE_ISA),
     {alpage::ALPAGE_ISA::kKernels<float>, alpage::ALPAGE_ISA::kKernels<alpage::ALPAGE_ISA::bfloat16>},
     alpage::ALPAGE_ISA::kPairs,
+    {alpage::ALPAGE_ISA::kInt8Kernels<float>, alpage::ALPAGE_ISA::kInt8Kernels<alpage::ALPAGE_ISA::bfloat16>},
+    alpage::ALPAGE_ISA::kInt8Pairs,
     alpage::ALPAGE_JOIN(rows_, ALPAGE_ISA),
     alpage::ALPAGE_JOIN(draw_, ALPAGE_ISA),
+    alpage::ALPAGE_JOIN(store_kv_, ALPAGE_ISA),
     &alpage::ALPAGE_JOIN(linear_, ALPAGE_ISA),
 };

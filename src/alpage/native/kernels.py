@@ -1,7 +1,8 @@
 """Kernels: the C++ kernels as functions of tensors.
 
 Shapes: T new tokens of the step, B sequences, H query heads, G key/value heads, K head dim,
-P pages, S tokens in a page; B1 is B + 1, and the 2 of a layer's pool is keys and values.
+P pages, S tokens in a page; B1 is B + 1, and the 2 of a layer's pool is keys and values. A pool of
+int8 has the bytes of a token's float32 scale in its K besides.
 """
 
 from contextlib import suppress
@@ -69,22 +70,24 @@ class Kernels:
         Args:
             k_TGK: new keys; any strides, but heads must be dense.
             v_TGK: new values; likewise.
-            kv_2PGSK: the layer's pool, of the same dtype; pages must be dense.
+            kv_2PGSK: the layer's pool, of the same dtype or int8; pages must be dense.
             slot_T: int64, page * page size + place.
 
         Raises:
             IndexError: a slot lies outside of the pool. Nothing is written then.
         """
-        _, num_pages, num_kv_heads, page_size, head_dim = kv_2PGSK.shape
+        _, num_pages, num_kv_heads, page_size, _ = kv_2PGSK.shape
+        head_dim = k_TGK.shape[2]
         shape = (slot_T.shape[0], num_kv_heads, head_dim)
         assert k_TGK.shape == v_TGK.shape == shape
-        assert k_TGK.dtype == v_TGK.dtype == kv_2PGSK.dtype
+        assert k_TGK.dtype == v_TGK.dtype
         assert k_TGK.stride(2) == v_TGK.stride(2) == 1
         assert slot_T.dtype == torch.int64
         assert slot_T.is_contiguous()
         k_pages, v_pages, page_stride = _pages(kv_2PGSK)
         self.module.store_kv(
-            dtype=DTYPES[kv_2PGSK.dtype],
+            dtype=DTYPES[k_TGK.dtype],
+            is_int8=self._is_int8(kv_2PGSK, k_TGK),
             k_TGK=k_TGK.data_ptr(),
             v_TGK=v_TGK.data_ptr(),
             k_PGSK=k_pages,
@@ -138,7 +141,8 @@ class Kernels:
 
         Args:
             q_THK: queries; any strides, but heads must be dense.
-            kv_2PGSK: one layer's pool, of the same dtype, with this step's keys and values written.
+            kv_2PGSK: one layer's pool, of the same dtype or int8, with this step's keys and values
+                written.
             step: the step's flat form.
             scale: factor of the scores, above 0.
             window: keys that a query sees, its own included; None for all.
@@ -151,11 +155,11 @@ class Kernels:
             IndexError: the step points outside of the pool, its own tables or `q_THK`.
         """
         out_THK = torch.empty(q_THK.shape, dtype=q_THK.dtype) if out_THK is None else out_THK
-        _, num_pages, num_kv_heads, page_size, head_dim = kv_2PGSK.shape
-        num_tokens, num_heads, _ = q_THK.shape
+        _, num_pages, num_kv_heads, page_size, _ = kv_2PGSK.shape
+        num_tokens, num_heads, head_dim = q_THK.shape
         query_start_B1, context_B, table_BP = step.query_start_B1, step.context_B, step.table_BP
         num_sequences, table_width = table_BP.shape
-        assert q_THK.dtype == out_THK.dtype == kv_2PGSK.dtype
+        assert q_THK.dtype == out_THK.dtype
         assert out_THK.shape == q_THK.shape == (num_tokens, num_heads, head_dim)
         assert q_THK.stride(2) == out_THK.stride(2) == table_BP.stride(1) == 1
         assert query_start_B1.shape == (num_sequences + 1,)
@@ -165,6 +169,7 @@ class Kernels:
         k_pages, v_pages, page_stride = _pages(kv_2PGSK)
         self.module.paged_attention(
             dtype=DTYPES[q_THK.dtype],
+            is_int8=self._is_int8(kv_2PGSK, q_THK),
             q_THK=q_THK.data_ptr(),
             out_THK=out_THK.data_ptr(),
             k_PGSK=k_pages,
@@ -231,6 +236,14 @@ class Kernels:
                 window=window,
             )
         )
+
+    def _is_int8(self, kv_2PGSK: Tensor, x_THK: Tensor) -> bool:
+        """Whether a pool is of 8 bits; its dtype and width must be those of heads like these."""
+        is_int8 = kv_2PGSK.dtype == torch.int8
+        scale_bytes = self.module.scale_bytes if is_int8 else 0
+        assert is_int8 or kv_2PGSK.dtype == x_THK.dtype
+        assert kv_2PGSK.shape[-1] == x_THK.shape[-1] + scale_bytes
+        return is_int8
 
 
 def load(isa: str | None = None) -> Kernels | None:

@@ -68,6 +68,11 @@ void require(bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(what);
 }
 
+void require_head_dim(int head_dim) {
+    require(head_dim % 8 == 0 && kMinHeadDim <= head_dim && head_dim <= kMaxHeadDim,
+            "the head dim is no multiple of 8 in [16, 256]");
+}
+
 template <class Element = void>
 Element* at(uintptr_t address) {
     return reinterpret_cast<Element*>(address);
@@ -82,21 +87,22 @@ void for_each_row(int64_t num_rows, int64_t width, int num_threads, const Work& 
     });
 }
 
-void py_store_kv(const std::string& dtype, uintptr_t k_TGK, uintptr_t v_TGK, uintptr_t k_PGSK, uintptr_t v_PGSK,
+void py_store_kv(const std::string& dtype, bool is_int8, uintptr_t k_TGK, uintptr_t v_TGK, uintptr_t k_PGSK, uintptr_t v_PGSK,
                  uintptr_t slot_T, int64_t k_token_stride, int64_t k_head_stride, int64_t v_token_stride,
                  int64_t v_head_stride, int64_t page_stride, int64_t num_tokens, int64_t num_pages, int num_kv_heads,
                  int head_dim, int page_size, int num_threads,
                  const std::optional<std::string>& isa) {
-    require(num_kv_heads > 0 && head_dim > 0 && page_size > 0, "an empty page holds nothing");
+    require(num_kv_heads > 0 && page_size > 0, "an empty page holds nothing");
+    require_head_dim(head_dim);
     const KvStore store{dtype_of(dtype), at<>(k_TGK), at<>(v_TGK), at<>(k_PGSK), at<>(v_PGSK), at<int64_t>(slot_T),
                         k_token_stride, k_head_stride, v_token_stride, v_head_stride, page_stride, num_tokens,
                         num_pages, num_kv_heads, head_dim, page_size,
-                        form_of(choose(isa), dtype_of(dtype), page_size, head_dim)};
+                        form_of(choose(isa), dtype_of(dtype), is_int8, page_size, head_dim)};
     check_slots(store);
-    for_each_row(num_tokens, 2 * num_kv_heads * head_dim, num_threads, store, store_kv);
+    for_each_row(num_tokens, 2 * num_kv_heads * head_dim, num_threads, store, choose(isa).store_kv);
 }
 
-void py_paged_attention(const std::string& dtype, uintptr_t q_THK, uintptr_t out_THK, uintptr_t k_PGSK,
+void py_paged_attention(const std::string& dtype, bool is_int8, uintptr_t q_THK, uintptr_t out_THK, uintptr_t k_PGSK,
                         uintptr_t v_PGSK, uintptr_t query_start_B1, uintptr_t context_B, uintptr_t table_BP,
                         int64_t q_token_stride, int64_t q_head_stride, int64_t out_token_stride,
                         int64_t out_head_stride, int64_t page_stride, int64_t table_stride, int64_t num_tokens,
@@ -104,8 +110,7 @@ void py_paged_attention(const std::string& dtype, uintptr_t q_THK, uintptr_t out
                         int head_dim, int page_size, std::optional<int> window, float scale, int num_threads,
                         const std::optional<std::string>& isa) {
     require(num_kv_heads > 0 && num_heads % num_kv_heads == 0, "query heads do not divide among key/value heads");
-    require(head_dim % 8 == 0 && kMinHeadDim <= head_dim && head_dim <= kMaxHeadDim,
-            "the head dim is no multiple of 8 in [16, 256]");
+    require_head_dim(head_dim);
     require(page_size > 0, "an empty page holds nothing");
     require(!window || *window > 0, "an empty window sees nothing");
     require(scale > 0.0f, "the scale is not positive");
@@ -114,7 +119,8 @@ void py_paged_attention(const std::string& dtype, uintptr_t q_THK, uintptr_t out
                      at<int32_t>(query_start_B1), at<int32_t>(context_B), at<int32_t>(table_BP), q_token_stride,
                      q_head_stride, out_token_stride, out_head_stride, page_stride, table_stride, num_tokens,
                      num_pages, table_width, num_sequences, num_heads, num_kv_heads, head_dim, page_size,
-                     window.value_or(INT_MAX), scale, form_of(chosen, dtype_of(dtype), page_size, head_dim)};
+                     window.value_or(INT_MAX), scale,
+                     form_of(chosen, dtype_of(dtype), is_int8, page_size, head_dim)};
     AttentionPlan plan(attention);
     with_team(num_threads, 1, [&](Team& team) { plan.run(team, attention, chosen); });
 }
@@ -270,10 +276,10 @@ void add_program(nb::module_& m) {
         .def(
             "run",
             [](const Program& self, int64_t num_tokens, const std::vector<uintptr_t>& outside, uintptr_t arena,
-               uintptr_t kv_L2PGSK, int64_t layer_stride, int64_t value_stride, int64_t page_stride, int64_t num_pages,
+               uintptr_t kv_L2PGSK, bool is_int8, int64_t layer_stride, int64_t value_stride, int64_t page_stride, int64_t num_pages,
                int page_size, uintptr_t slot_T, uintptr_t query_start_B1, uintptr_t context_B, uintptr_t table_BP,
                int64_t table_stride, int64_t table_width, int num_sequences, int num_threads) {
-                StepData data{num_tokens, {}, at<char>(arena), at<char>(kv_L2PGSK), layer_stride, value_stride,
+                StepData data{num_tokens, {}, at<char>(arena), at<char>(kv_L2PGSK), is_int8, layer_stride, value_stride,
                               page_stride, num_pages, page_size, at<int64_t>(slot_T), at<int32_t>(query_start_B1),
                               at<int32_t>(context_B), at<int32_t>(table_BP), table_stride, table_width,
                               num_sequences};
@@ -281,7 +287,7 @@ void add_program(nb::module_& m) {
                 self.run(data, num_threads);
             },
             nb::call_guard<nb::gil_scoped_release>(), nb::kw_only(), "num_tokens"_a, "outside"_a, "arena"_a,
-            "kv_L2PGSK"_a, "layer_stride"_a, "value_stride"_a, "page_stride"_a, "num_pages"_a, "page_size"_a,
+            "kv_L2PGSK"_a, "is_int8"_a, "layer_stride"_a, "value_stride"_a, "page_stride"_a, "num_pages"_a, "page_size"_a,
             "slot_T"_a, "query_start_B1"_a, "context_B"_a, "table_BP"_a, "table_stride"_a, "table_width"_a,
             "num_sequences"_a, "num_threads"_a);
 }
@@ -296,16 +302,16 @@ NB_MODULE(_kernels, m) {
     m.def("use_openmp", [](uintptr_t entry) { alpage::run_on_team = reinterpret_cast<alpage::RunOnTeam>(entry); });
     m.def("isa", [] { return alpage::isas().front(); });
     m.def("isas", alpage::isas);
-    m.def("store_kv", alpage::py_store_kv, free_gil, nb::kw_only(), "dtype"_a, "k_TGK"_a, "v_TGK"_a, "k_PGSK"_a,
+    m.def("store_kv", alpage::py_store_kv, free_gil, nb::kw_only(), "dtype"_a, "is_int8"_a, "k_TGK"_a, "v_TGK"_a, "k_PGSK"_a,
           "v_PGSK"_a, "slot_T"_a, "k_token_stride"_a, "k_head_stride"_a, "v_token_stride"_a, "v_head_stride"_a,
           "page_stride"_a, "num_tokens"_a, "num_pages"_a, "num_kv_heads"_a, "head_dim"_a, "page_size"_a,
           "num_threads"_a, "isa"_a.none() = nb::none());
     m.def("has_pairs", [](const std::string& isa, const std::string& dtype, int page_size, int head_dim) {
-        return alpage::form_of(alpage::choose(isa), alpage::dtype_of(dtype), page_size, head_dim) ==
+        return alpage::form_of(alpage::choose(isa), alpage::dtype_of(dtype), false, page_size, head_dim) ==
                alpage::TileForm::pairs;
     });
     m.def("populate", alpage::populate, free_gil, "begin"_a, "stride"_a, "num_regions"_a, "num_bytes"_a, "num_threads"_a);
-    m.def("paged_attention", alpage::py_paged_attention, free_gil, nb::kw_only(), "dtype"_a, "q_THK"_a, "out_THK"_a,
+    m.def("paged_attention", alpage::py_paged_attention, free_gil, nb::kw_only(), "dtype"_a, "is_int8"_a, "q_THK"_a, "out_THK"_a,
           "k_PGSK"_a, "v_PGSK"_a, "query_start_B1"_a, "context_B"_a, "table_BP"_a, "q_token_stride"_a,
           "q_head_stride"_a, "out_token_stride"_a, "out_head_stride"_a, "page_stride"_a, "table_stride"_a,
           "num_tokens"_a, "num_pages"_a, "table_width"_a, "num_sequences"_a, "num_heads"_a, "num_kv_heads"_a,
@@ -318,6 +324,7 @@ NB_MODULE(_kernels, m) {
     m.def("rotate", alpage::py_rotate, free_gil);
     m.def("draw", alpage::py_draw, free_gil);
     m.def("log_sum_exp", alpage::py_log_sum_exp, free_gil);
+    m.attr("scale_bytes") = alpage::kScaleBytes;
     m.attr("panel") = alpage::kPanel;
     m.def("has_linear", [](const std::string& weights, const std::optional<std::string>& isa) {
         return alpage::linear_of(alpage::choose(isa)).multiply[static_cast<int>(alpage::weights_of(weights))] != nullptr;

@@ -14,11 +14,10 @@ class PairPages {
   public:
     PairPages(const Attention& a, const Tile& tile, Scratch& s) : a_(a), tile_(tile), s_(s) {}
 
-    // A block is read whole and keys of the next one are fetched: where the tile has none there are some of it again.
-    void find(int begin, Span keys) {
+    // A block is read whole and keys of the next one are fetched: beyond the tile's end there are some of it again.
+    void find(int begin, Span keys, int end) {
         const int32_t* table = a_.table_BP + tile_.sequences[0] * a_.table_stride;
         const int64_t head = int64_t{tile_.first_kv_head} * a_.page_size * a_.head_dim;
-        const int end = smaller(s_.position[tile_.num_rows - 1] + 1, tile_.end_split * kSplitKeys);
         const int first = keys.begin / kPairTokens, last = (end - 1 - begin) / kPairTokens;
         for (int i = 0; i < kSplitKeys / kPairTokens + kBlockVectors; ++i) {
             const int token = begin + smaller(greater(i, first), last) * kPairTokens;
@@ -44,6 +43,9 @@ class PairPages {
     ALPAGE_INLINE Vec rounded(Vec weight) {
         return bit_cast<Vec>(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)weight)), 16));
     }
+
+    Vec scaled_score(Vec score, int) const { return score; }
+    Vec scaled_weight(Vec weight, int) const { return weight; }
 
     template <int Rows, int Columns, bool IsFetching>
     __attribute__((always_inline)) inline void add_values(

@@ -1,7 +1,6 @@
 // plan: see plan.h.
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
@@ -241,42 +240,6 @@ void check_slots(const KvStore& s) {
     for (int64_t t = 0; t < s.num_tokens; ++t)
         if (s.slot_T[t] < 0 || s.slot_T[t] >= s.num_pages * s.page_size)
             refuse("slot", s.slot_T[t], s.num_pages * s.page_size);
-}
-
-namespace {
-
-// Writes a token's key or value of one head into its tile.
-void store_row(const char* from, char* tile, int64_t place, const KvStore& s) {
-    const int64_t row = s.head_dim * (s.dtype == Dtype::float32 ? 4 : 2);
-    std::memcpy(tile + place * row, from, row);
-}
-
-void store_key_pairs(const char* from, char* tile, int64_t place, const KvStore& s) {
-    char* to = tile + (place / kPairTokens * kPairTokens * s.head_dim + place % kPairTokens * 2) * 2;
-    for (int64_t unit = 0; unit < s.head_dim / 2; ++unit) std::memcpy(to + unit * kPairTokens * 4, from + unit * 4, 4);
-}
-
-void store_value_pairs(const char* from, char* tile, int64_t place, const KvStore& s) {
-    char* to = tile + (place / 2 * 2 * s.head_dim + place % 2) * 2;
-    for (int64_t i = 0; i < s.head_dim; ++i) std::memcpy(to + i * 4, from + i * 2, 2);
-}
-
-} // namespace
-
-void store_kv(const KvStore& s, int64_t first, int64_t end) {
-    const int64_t element = s.dtype == Dtype::float32 ? 4 : 2;
-    const bool is_pairs = s.form == TileForm::pairs;
-    const auto store_key = is_pairs ? store_key_pairs : store_row, store_value = is_pairs ? store_value_pairs : store_row;
-    for (int64_t t = first; t < end; ++t) {
-        const int64_t page = s.slot_T[t] / s.page_size, place = s.slot_T[t] % s.page_size;
-        for (int64_t g = 0; g < s.num_kv_heads; ++g) {
-            const int64_t tile = (page * s.page_stride + g * s.page_size * s.head_dim) * element;
-            const int64_t k = (t * s.k_token_stride + g * s.k_head_stride) * element;
-            const int64_t v = (t * s.v_token_stride + g * s.v_head_stride) * element;
-            store_key(static_cast<const char*>(s.k_TGK) + k, static_cast<char*>(s.k_PGSK) + tile, place, s);
-            store_value(static_cast<const char*>(s.v_TGK) + v, static_cast<char*>(s.v_PGSK) + tile, place, s);
-        }
-    }
 }
 
 } // namespace alpage

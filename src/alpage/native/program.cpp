@@ -27,8 +27,9 @@ struct Program::Frame {
     }
 
     char* at(Place place) const { return rows[place.buffer] + place.offset; }
-    char* keys(int layer) const { return data.kv_L2PGSK + layer * data.layer_stride * kElement; }
-    char* values(int layer) const { return keys(layer) + data.value_stride * kElement; }
+    int64_t kv_element() const { return data.is_int8 ? 1 : kElement; }
+    char* keys(int layer) const { return data.kv_L2PGSK + layer * data.layer_stride * kv_element(); }
+    char* values(int layer) const { return keys(layer) + data.value_stride * kv_element(); }
 
     Attention attention(Heads heads, int num_kv_heads, int window) const {
         Attention a{};
@@ -48,7 +49,7 @@ struct Program::Frame {
         a.head_dim = heads.head_dim;
         a.page_size = data.page_size;
         a.window = window;
-        a.form = form_of(isa, Dtype::bfloat16, data.page_size, heads.head_dim);
+        a.form = form_of(isa, Dtype::bfloat16, data.is_int8, data.page_size, heads.head_dim);
         return a;
     }
 
@@ -65,7 +66,7 @@ struct Program::Frame {
         s.num_kv_heads = heads.num_heads;
         s.head_dim = heads.head_dim;
         s.page_size = data.page_size;
-        s.form = form_of(isa, Dtype::bfloat16, data.page_size, heads.head_dim);
+        s.form = form_of(isa, Dtype::bfloat16, data.is_int8, data.page_size, heads.head_dim);
         return s;
     }
 };
@@ -143,7 +144,7 @@ void Program::store_kv(Place k, Place v, int layer, Heads heads) {
         store.v_TGK = f.at(v);
         store.k_token_stride = k_stride;
         store.v_token_stride = v_stride;
-        alpage::store_kv(store, first, end);
+        f.isa.store_kv(store, first, end);
     });
 }
 

@@ -47,6 +47,7 @@ struct StepData {
     std::vector<char*> outside; // buffers from outside, in their order
     char* arena;
     char* kv_L2PGSK;
+    bool is_int8; // or bfloat16
     int64_t layer_stride, value_stride, page_stride, num_pages;
     int page_size;
     const int64_t* slot_T;

@@ -51,7 +51,7 @@ class NativeProgram:
         Args:
             outside: buffers that do not lie in the arena, in the order of their numbers: dense.
             arena: memory for those that do.
-            kv_L2PGSK: pages of bfloat16.
+            kv_L2PGSK: pages of bfloat16, or of int8 with scales.
             step: the flat form of the step.
 
         Raises:
@@ -59,7 +59,7 @@ class NativeProgram:
         """
         slot_T, table_BP = step.slot_T, step.table_BP
         assert kv_L2PGSK.is_contiguous()
-        assert kv_L2PGSK.dtype == torch.bfloat16
+        assert kv_L2PGSK.dtype in (torch.bfloat16, torch.int8)
         assert all(x.is_contiguous() and len(x) == len(slot_T) for x in outside)
         assert slot_T.dtype == torch.int64
         assert slot_T.is_contiguous()
@@ -71,6 +71,7 @@ class NativeProgram:
             outside=[x.data_ptr() for x in outside],
             arena=arena.data_ptr(),
             kv_L2PGSK=kv_L2PGSK.data_ptr(),
+            is_int8=kv_L2PGSK.dtype == torch.int8,
             layer_stride=layer_stride,
             value_stride=value_stride,
             page_stride=page_stride,

@@ -18,7 +18,7 @@ class RowPages {
         : a_(a), tile_(tile), s_(s), units_(a.head_dim / Dot<T>::kElements) {}
 
     // Finds keys [begin + keys.begin, begin + keys.end), those of one split.
-    void find(int begin, Span keys) {
+    void find(int begin, Span keys, int) {
         const int32_t* table = a_.table_BP + tile_.sequences[0] * a_.table_stride;
         const int64_t head = int64_t{tile_.first_kv_head} * a_.page_size * a_.head_dim;
         for (int i = keys.begin; i < keys.end;) {
@@ -72,6 +72,10 @@ class RowPages {
 
     // What is done to a row's weights before they are summed.
     ALPAGE_INLINE Vec rounded(Vec weight) { return weight; }
+
+    // Scores and weights of the keys from k on in the block, by the scales of keys and values.
+    Vec scaled_score(Vec score, int) const { return score; }
+    Vec scaled_weight(Vec weight, int) const { return weight; }
 
     // Adds the block's values to columns of rows, by their weights.
     template <int Rows, int Columns, bool IsFetching>

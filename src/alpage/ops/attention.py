@@ -24,10 +24,16 @@ from alpage.ops.kv import KvPool, PagedStep
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
-    """What a backend is asked to be able to do."""
+    """What a backend is asked to be able to do.
+
+    Attributes:
+        dtype: of queries, and of keys and values as they come.
+        kv_dtype: of the pages; int8 ones have scales (ADR 0017).
+    """
 
     device: str
     dtype: torch.dtype
+    kv_dtype: torch.dtype
     num_heads: int
     num_kv_heads: int
     head_dim: int

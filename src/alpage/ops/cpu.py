@@ -22,7 +22,7 @@ class Native:
         self._kernels = native.load()
 
     def supports(self, spec: AttentionSpec) -> str | None:
-        """CPUs, and the dtypes and head dims that the kernels know."""
+        """CPUs, and the dtypes and head dims that the kernels know; pages of these or int8."""
         if self._kernels is None:
             return native.unavailable_reason()
         if spec.device != "cpu":

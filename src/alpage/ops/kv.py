@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from alpage import native
+from alpage.workload import KV_SCALE_BYTES, ModelShape
 
 _LINE_BYTES: Final = 64  # a vector that lies in two cache lines takes two loads
 
@@ -47,6 +48,9 @@ class PagedStep:
 class KvPool:
     """The pages of all layers, in one tensor `kv_L2PGSK` (ADR 0005).
 
+    Pages of int8 have the scales of their tokens within their heads' tiles, so that what moves a
+    page moves these (ADR 0017): K is then a head's numbers and the bytes of one scale.
+
     It begins as zeros: places that no token has reached are masked, and what is masked must be
     finite.
     """
@@ -62,6 +66,19 @@ class KvPool:
         first = -memory.ctypes.data % _LINE_BYTES
         aligned = torch.from_numpy(memory[first : first + num_bytes])
         return KvPool(aligned.view(dtype).view(tuple(sizes)))
+
+    @staticmethod
+    def of(
+        shape: ModelShape,
+        num_pages: int,
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> "KvPool":
+        """Return a pool for a model's keys and values, of the model's dtype or int8."""
+        width = shape.head_dim + scale_bytes(dtype)
+        sizes = (shape.num_layers, 2, num_pages, shape.num_kv_heads, page_size, width)
+        return KvPool.zeros(sizes, dtype, device)
 
     def __init__(self, kv_L2PGSK: Tensor) -> None:
         self.kv_L2PGSK = kv_L2PGSK
@@ -106,3 +123,8 @@ class KvPool:
         pages = self.kv_L2PGSK.index_select(2, torch.tensor(sources, device=device))
         target_P = torch.tensor(targets, device=to.kv_L2PGSK.device)
         to.kv_L2PGSK.index_copy_(2, target_P, pages.to(to.kv_L2PGSK.device))
+
+
+def scale_bytes(dtype: torch.dtype) -> int:
+    """Return the bytes that a token's keys, and its values, take in a head besides its numbers."""
+    return KV_SCALE_BYTES if dtype == torch.int8 else 0

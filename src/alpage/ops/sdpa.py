@@ -44,8 +44,10 @@ class Sdpa:
 
     name = "sdpa"
 
-    def supports(self, spec: AttentionSpec) -> str | None:  # noqa: ARG002
-        """Everything."""
+    def supports(self, spec: AttentionSpec) -> str | None:
+        """Everything but pages of 8 bits."""
+        if spec.kv_dtype != spec.dtype:
+            return f"sdpa keeps keys and values as they come, in {spec.dtype}, not {spec.kv_dtype}"
         return None
 
     def plan(self, step: PagedStep, page_size: int) -> _Plan:

@@ -11,6 +11,7 @@ from typing import final
 
 from alpage.cost import roofline_s, step_bytes, step_flops
 from alpage.models import Tokenizer
+from alpage.ops.kv import scale_bytes
 from alpage.runtime import Ceilings, measure_ceilings
 from alpage.serve.replay import Replay, StepSample, prepare, replay, warm_up
 from alpage.serve.serves import Serves
@@ -67,11 +68,15 @@ class Figures:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """A model's sizes, and the bytes of an element of its weights and of its keys and values."""
+    """A model's sizes, and the bytes of an element of its weights and of its keys and values.
+
+    With `kv_scale_bytes` besides for the keys, and for the values, of a token in a head.
+    """
 
     shape: ModelShape
     weight_element_bytes: float
     kv_element_bytes: int
+    kv_scale_bytes: int = 0
 
 
 def run(
@@ -103,7 +108,8 @@ def run(
     footprint = Footprint(
         shape=profile.shape,
         weight_element_bytes=profile.weight_element_bytes,
-        kv_element_bytes=profile.dtype.itemsize,
+        kv_element_bytes=profile.kv_dtype.itemsize,
+        kv_scale_bytes=scale_bytes(profile.kv_dtype),
     )
     ceilings = measure_ceilings(profile.device, profile.dtype, profile.quantization)
     return to_figures(seen, footprint, ceilings, peak_rss_bytes=peak_rss_bytes)
@@ -160,6 +166,7 @@ def _floor_s(step: StepSample, footprint: Footprint, ceilings: Ceilings) -> floa
         footprint.shape,
         weight_element_bytes=footprint.weight_element_bytes,
         kv_element_bytes=footprint.kv_element_bytes,
+        kv_scale_bytes=footprint.kv_scale_bytes,
         num_kv_tokens_read=step.num_kv_tokens_read,
         num_tokens=step.num_tokens,
     )

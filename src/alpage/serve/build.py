@@ -11,6 +11,7 @@ from alpage.errors import AlpageError, BadCheckpoint, InvalidValue
 from alpage.hardware import available_memory_bytes
 from alpage.models import Checkpoint, Model, Tokenizer, catalogue, load
 from alpage.ops import AttentionSpec, Backend, KvPool, backends, select
+from alpage.ops.kv import scale_bytes
 from alpage.ops.program import Program
 from alpage.serve.allocation import allocating
 from alpage.serve.config import ELEMENT_BYTES, EngineConfig
@@ -20,7 +21,7 @@ from alpage.serve.grammars import Grammars
 from alpage.serve.intake import Intake, Limits
 from alpage.serve.invariance import check_invariance
 from alpage.serve.kv_memory import KvMemory, PreemptionCost
-from alpage.serve.machine import find_device, find_dtype, free_bytes
+from alpage.serve.machine import find_device, find_dtype, find_kv_dtype, free_bytes
 from alpage.serve.pace import Pace
 from alpage.serve.pages import PagePool
 from alpage.serve.runner import Runner, View
@@ -77,7 +78,7 @@ def _build(checkpoint: Checkpoint, config: EngineConfig, notify: Callable[[str],
     sizes = size(
         config,
         max_positions=plan.max_positions,
-        kv_bytes_per_token=plan.attending_shape.kv_bytes_per_token(dtype.itemsize),
+        kv_bytes_per_token=_token_bytes(plan.attending_shape, plan.kv_dtype),
         free_bytes=plan.free_bytes,
         free_host_bytes=None,
         share=_KV_SHARE[device.type],
@@ -102,17 +103,18 @@ def assemble(
     """Return an engine for a model that is in memory, on one device. See `build_engine`."""
     weight = next(model.parameters())
     device, dtype, shape = weight.device, weight.dtype, model.shape
+    kv_dtype = find_kv_dtype(config.kv_dtype, dtype, device)
     _check_eos(eos_ids, shape)
     sizes = size(
         config,
         max_positions=model.max_positions,
-        kv_bytes_per_token=shape.kv_bytes_per_token(dtype.itemsize),
+        kv_bytes_per_token=_token_bytes(shape, kv_dtype),
         free_bytes=max(0, free_bytes(device) - model.num_mapped_bytes),
         free_host_bytes=None if device.type == "cpu" else available_memory_bytes(),
         share=_KV_SHARE[device.type],
         notify=notify,
     )
-    backend = _backend(config, shape, dtype, device, notify)
+    backend = _backend(config, shape, dtype, kv_dtype, device, notify)
     with allocating(
         field="kv_memory",
         value=format_bytes(sizes.num_pages * sizes.page_bytes),
@@ -122,8 +124,8 @@ def assemble(
     ):
         runner = Runner(
             [View(model=model, program=_program(model, backend, dtype))],
-            _kv_pool(sizes.num_pages, config.page_size, shape, dtype, device),
-            _kv_pool(sizes.num_host_pages, config.page_size, shape, dtype, torch.device("cpu")),
+            KvPool.of(shape, sizes.num_pages, config.page_size, kv_dtype, device),
+            KvPool.of(shape, sizes.num_host_pages, config.page_size, kv_dtype, torch.device("cpu")),
             backend,
             Slots(config.max_num_seqs, sizes.max_model_len, config.page_size),
         )
@@ -267,23 +269,22 @@ def _kv_memories(
     ]
 
 
-def _kv_pool(
-    num_pages: int, page_size: int, shape: ModelShape, dtype: torch.dtype, device: torch.device
-) -> KvPool:
-    dims = (shape.num_layers, 2, num_pages, shape.num_kv_heads, page_size, shape.head_dim)
-    return KvPool.zeros(dims, dtype, device)
+def _token_bytes(shape: ModelShape, kv_dtype: torch.dtype) -> int:
+    return shape.kv_bytes_per_token(kv_dtype.itemsize, scale_bytes(kv_dtype))
 
 
 def _backend(
     config: EngineConfig,
     shape: ModelShape,
     dtype: torch.dtype,
+    kv_dtype: torch.dtype,
     device: torch.device,
     notify: Callable[[str], None],
 ) -> Backend:
     spec = AttentionSpec(
         device=device.type,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         num_heads=shape.num_heads,
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.head_dim,

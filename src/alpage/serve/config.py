@@ -12,6 +12,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 LAYOUTS = ("auto", "ws_1d", "ws_2d", "megatron")
 PREFILL_LAYOUTS = (*LAYOUTS, "wg_x", "wg_xy", "wg_xyz")
 QUANTIZATIONS = ("int8", "int4")
+KV_DTYPES = ("int8",)
 # Of a matrix; those of 4 bits have a scale and a minimum for each 32.
 ELEMENT_BYTES: Mapping[str, float] = {"int8": 1, "int4": 0.625}
 # Of the vocabulary projection, which has a scale for each 32.
@@ -31,6 +32,8 @@ class EngineConfig:
             kernels compute in it, else float32.
         quantization: "int8" keeps matrices in 8 bits with a scale a row; "int4" those of a GGUF
             file of Q4_0 or Q4_1 as they are; None: in `dtype`.
+        kv_dtype: "int8" keeps keys and values in 8 bits with a scale for each token and head, on a
+            CPU; None: in `dtype`.
         device: "auto", "cpu", "cuda" or "cuda:N"; auto is a GPU if there is one.
         kv_memory: memory for keys and values, such as "2GiB"; None: from what is free.
         swap_memory: host memory that preempted sequences are swapped to; None: a quarter of
@@ -67,6 +70,7 @@ class EngineConfig:
 
     dtype: str = "auto"
     quantization: Literal["int8", "int4"] | None = None
+    kv_dtype: Literal["int8"] | None = None
     device: str = "auto"
     kv_memory: str | int | None = None
     swap_memory: str | int | None = None
@@ -89,8 +93,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         _one_of("dtype", self.dtype, DTYPES)
-        if self.quantization is not None:
-            _one_of("quantization", self.quantization, QUANTIZATIONS)
+        _one_of_or_none("quantization", self.quantization, QUANTIZATIONS)
+        _one_of_or_none("kv_dtype", self.kv_dtype, KV_DTYPES)
         if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
             raise InvalidValue(
                 field="device",
@@ -157,6 +161,11 @@ def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
             limit="must be one of " + ", ".join(known),
             remedy="Choose one of these",
         )
+
+
+def _one_of_or_none(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value is not None:
+        _one_of(name, value, known)
 
 
 def _kind(name: str, value: object, kind: type, limit: str) -> None:

@@ -41,6 +41,24 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
+def find_kv_dtype(name: str | None, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype of keys and values: the model's, or int8.
+
+    Raises:
+        Unsupported: it is int8 on a GPU.
+    """
+    if name is None:
+        return dtype
+    if device.type != "cpu":
+        raise Unsupported(
+            field="kv_dtype",
+            value=name,
+            limit=f"is for CPUs so far, not for {device.type}",
+            remedy='Use device="cpu", or leave it out',
+        )
+    return torch.int8
+
+
 def free_bytes(device: torch.device) -> int:
     """Return the memory that is free on a device."""
     if device.type == "cuda":

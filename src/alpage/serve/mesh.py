@@ -16,6 +16,7 @@ from alpage.partition import attending_shape, stages
 from alpage.planners import ServingPlan, plan_serving
 from alpage.runtime import Processes
 from alpage.serve.config import EngineConfig
+from alpage.serve.machine import find_kv_dtype
 from alpage.serve.mesh_runner import MeshRunner
 from alpage.serve.messages import Job
 from alpage.serve.runs import Profile
@@ -39,7 +40,8 @@ class MeshPlan:
         num_layers: blocks of the largest stage.
         max_positions: tokens of its longest sequence.
         serving: where everything lies.
-        dtype: of weights, keys and values.
+        dtype: of weights and activations.
+        kv_dtype: of keys and values as they are kept.
         free_bytes: memory that is free for each rank.
     """
 
@@ -49,6 +51,7 @@ class MeshPlan:
     max_positions: int
     serving: ServingPlan
     dtype: torch.dtype
+    kv_dtype: torch.dtype
     free_bytes: int
 
     @property
@@ -116,6 +119,7 @@ def plan_mesh(
         max_positions=whole.max_positions,
         serving=serving,
         dtype=dtype,
+        kv_dtype=find_kv_dtype(config.kv_dtype, dtype, device),
         free_bytes=available_memory_bytes() // config.devices,
     )
 
@@ -130,6 +134,7 @@ def start_meshes(plan: MeshPlan, sizes: Sizes, config: EngineConfig) -> list[Mes
         model=os.fspath(plan.checkpoint.source),
         dtype=str(plan.dtype).removeprefix("torch."),
         quantization=config.quantization,
+        kv_dtype=str(plan.kv_dtype).removeprefix("torch."),
         layouts=[(step.layout.name, step.min_tokens) for step in plan.serving.steps],
         homes=plan.serving.attention.batch,
         mesh=dict(plan.serving.mesh.axes),
@@ -145,6 +150,7 @@ def start_meshes(plan: MeshPlan, sizes: Sizes, config: EngineConfig) -> list[Mes
     profile = Profile(
         shape=plan.shape,
         dtype=plan.dtype,
+        kv_dtype=plan.kv_dtype,
         device=torch.device("cpu"),
         quantization=config.quantization,
     )

@@ -71,6 +71,7 @@ class Job:
         model: path of the checkpoint.
         dtype: "bfloat16", "float16" or "float32".
         quantization: "int8", "int4" or None.
+        kv_dtype: that of keys and values as they are kept.
         layouts: name of a layout of the blocks, and the fewest tokens that a step has in it.
         homes: mesh axes over which sequences have homes.
         mesh: size of each axis, of one stage.
@@ -87,6 +88,7 @@ class Job:
     model: str
     dtype: str
     quantization: Literal["int8", "int4"] | None
+    kv_dtype: str
     layouts: list[tuple[str, int]]
     homes: tuple[str, ...]
     mesh: dict[str, int]

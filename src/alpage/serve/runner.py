@@ -77,9 +77,11 @@ class Runner(Runs):
     ) -> None:
         kv = pool.kv_L2PGSK
         model = views[0].model
+        dtype = next(model.parameters()).dtype
         self.profile = Profile(
             shape=model.shape,
-            dtype=kv.dtype,
+            dtype=dtype,
+            kv_dtype=kv.dtype,
             device=kv.device,
             quantization=model.quantization,
             is_vocab_int8=model.is_vocab_int8,
@@ -90,8 +92,8 @@ class Runner(Runs):
         self._backend = backend
         self._slots = slots
         self._home = home or Home(num_pages=pool.num_pages, num_host_pages=host.num_pages)
-        self._inputs = StepInputs(pool.page_size, pool.kv_L2PGSK.device, self._home)
-        self._pipe = pipe or Pipe(pool.kv_L2PGSK.dtype, pool.kv_L2PGSK.device)
+        self._inputs = StepInputs(pool.page_size, kv.device, self._home)
+        self._pipe = pipe or Pipe(dtype, kv.device)
         self._rules: dict[str, DrawRule] = {}
         self._readout = Readout(slots, self._rules)
         self._drawn: list[RowResult] = []

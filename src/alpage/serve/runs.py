@@ -21,7 +21,8 @@ class Profile:
 
     Attributes:
         shape: of the whole model.
-        dtype: of weights, keys and values.
+        dtype: of weights and activations.
+        kv_dtype: of keys and values as they are kept.
         device: that computes.
         quantization: of the blocks' matrices; None: they are of `dtype`.
         is_vocab_int8: whether the vocabulary projection is of 8 bits then.
@@ -29,6 +30,7 @@ class Profile:
 
     shape: ModelShape
     dtype: "torch.dtype"
+    kv_dtype: "torch.dtype"
     device: "torch.device"
     quantization: Literal["int8", "int4"] | None = None
     is_vocab_int8: bool = False

@@ -66,22 +66,21 @@ def _runner(job: Job) -> Runner:
     stage = stages(shape, job.num_stages)[number]
     views = _views(job, checkpoint, mesh, stage)
     dtype, device = getattr(torch, job.dtype), torch.device("cpu")
+    kv_dtype = getattr(torch, job.kv_dtype)
     attention = Attention(layout=named_layout(job.layouts[0][0]), batch=job.homes)
     here = attending_shape(shape, attention, mesh)
     spec = AttentionSpec(
         device=device.type,
         dtype=dtype,
+        kv_dtype=kv_dtype,
         num_heads=here.num_heads,
         num_kv_heads=here.num_kv_heads,
         head_dim=here.head_dim,
         page_size=job.page_size,
     )
+    blocks = dataclasses.replace(here, num_layers=len(stage.layers))
     pools = [
-        KvPool.zeros(
-            (len(stage.layers), 2, num_pages, here.num_kv_heads, job.page_size, here.head_dim),
-            dtype,
-            device,
-        )
+        KvPool.of(blocks, num_pages, job.page_size, kv_dtype, device)
         for num_pages in (job.num_pages, job.num_host_pages)
     ]
     home = Home(
