@@ -1,16 +1,17 @@
-"""Accuracy: what 8 and 4 bits cost: perplexity and choices against bfloat16, on our own texts.
+"""Accuracy: what 8 and 4 bits cost, of weights and of keys and values, on our own texts.
 
     python -m benchmarks.accuracy smollm2-135m
 
-The text is docs/*.md and docs/adr/*.md, cut to windows of 512 tokens. Greedy continuations are of
-benchmarks/prompts.txt.
+Perplexity and choices are held against bfloat16. The text is docs/*.md and docs/adr/*.md, cut to
+windows of 512 tokens. Greedy continuations are of benchmarks/prompts.txt.
 """
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from alpage import LLM, SamplingParams
 from alpage.errors import Unsupported
@@ -20,6 +21,14 @@ _ROOT = Path(__file__).parents[1]
 _WINDOW_TOKENS = 512
 _NUM_PROMPTS = 32
 _NUM_GREEDY_TOKENS = 48
+# Dtypes of weights, and of keys and values.
+_WAYS: Final[Mapping[tuple[str, str], Mapping[str, Any]]] = {
+    ("bfloat16", "bfloat16"): {},
+    ("bfloat16", "int8"): {"kv_dtype": "int8"},
+    ("int8", "bfloat16"): {"quantization": "int8"},
+    ("int8", "int8"): {"quantization": "int8", "kv_dtype": "int8"},
+    ("int4", "bfloat16"): {"quantization": "int4"},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,27 +82,28 @@ def main() -> None:
     paths = sorted(_ROOT.glob("docs/*.md")) + sorted(_ROOT.glob("docs/adr/*.md"))
     text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
     prompts = (_ROOT / "benchmarks/prompts.txt").read_text(encoding="utf-8").splitlines()
-    found: dict[str, Accuracy] = {}
-    for name, quantization in (("bfloat16", None), ("int8", "int8"), ("int4", "int4")):
+    found: dict[tuple[str, str], Accuracy] = {}
+    for dtypes, options in _WAYS.items():
         try:
-            llm = LLM(model, dtype="bfloat16", quantization=quantization, kv_memory="512MiB")
+            llm = LLM(model, dtype="bfloat16", kv_memory="512MiB", **options)
         except Unsupported as error:
             print(error)
             continue
         tokens = llm.tokenizer.encode(text, add_special_tokens=False)
         starts = range(0, len(tokens) - _WINDOW_TOKENS, _WINDOW_TOKENS)
         windows = [tokens[start : start + _WINDOW_TOKENS] for start in starts]
-        found[name] = measure(llm, windows, prompts[:_NUM_PROMPTS])
-    plain = found["bfloat16"]
+        found[dtypes] = measure(llm, windows, prompts[:_NUM_PROMPTS])
+    plain = found["bfloat16", "bfloat16"]
     rows = [
         {
-            "weights": name,
+            "weights": weights,
+            "keys and values": kv,
             "perplexity": f"{one.perplexity:.4f}",
             "against bfloat16": one.perplexity / plain.perplexity - 1,
             "likeliest token right": one.top1,
             "greedy tokens before the first other": agreement(one.answers, plain.answers),
         }
-        for name, one in found.items()
+        for (weights, kv), one in found.items()
     ]
     table = to_markdown(rows)
     print(table)
