@@ -25,7 +25,7 @@ void pack(const char* w, int64_t stride_bytes, int64_t n, int64_t row_bytes, cha
 
 // With many rows of x a thread takes some tiles of a panel, while that is in cache. With few it takes some panels, one
 // after the other: what a kernel asks for early lies behind its panel, and had better be its own next one.
-void multiply(Team& team, const Product& p, const LinearKernels& kernels) {
+void multiply(Team& team, Product p, const LinearKernels& kernels) {
     constexpr int64_t kTiles = 32;
     const ProductKernel kernel = kernels.multiply[static_cast<int>(p.weights)];
     const int64_t tiles = divided_up(p.m, kRowTile), blocks = divided_up(tiles, kTiles);
@@ -37,6 +37,7 @@ void multiply(Team& team, const Product& p, const LinearKernels& kernels) {
                 kernel(p, panel, 0, int(p.m));
         });
     }
+    p.panels_ahead = team.num_threads();
     team.share(panels * blocks, [&](int64_t i) {
         const int64_t panel = i / blocks, first = i % blocks * kTiles;
         for (int64_t tile = first; tile < std::min(first + kTiles, tiles); ++tile)

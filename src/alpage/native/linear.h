@@ -49,6 +49,7 @@ struct Product {
     void* y;             // bfloat16
     int64_t x_stride, y_stride; // from row to row, in elements or groups
     int64_t m, n, k;
+    int64_t panels_ahead = 1; // from a panel to the one that its thread is likely to take next
 };
 
 // Rows [first_row, first_row + num_rows) of x, at most kRowTile, with one panel.
@@ -69,7 +70,7 @@ extern const LinearKernels linear_avx512_vnni;                                  
 void pack(const char* w, int64_t stride_bytes, int64_t n, int64_t row_bytes, char* panels, int num_threads);
 
 // Every thread of a team calls it.
-void multiply(Team&, const Product&, const LinearKernels&);
+void multiply(Team&, Product, const LinearKernels&);
 
 // Rows [first, end) of x in bfloat16 as groups.
 struct Quantization {

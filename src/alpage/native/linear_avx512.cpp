@@ -33,6 +33,21 @@ ALPAGE_INLINE void ask_for(const char* weights) {
     _mm_prefetch(weights + kAhead + 64, hint);
 }
 
+// What a whole tile fetches of the panel that its thread is likely to take next: each tile of a panel an equal part, so
+// that memory is read while others are multiplied with what is in cache. Behind the last panel it is for nobody.
+class Ahead {
+  public:
+    Ahead(const Product& p, const char* panel, int64_t panel_bytes, int64_t first_row)
+        : lines_(divided_up(panel_bytes / 64, divided_up(p.m, kRowTile))),
+          from_(panel + p.panels_ahead * panel_bytes + first_row / kRowTile * lines_ * 64) {}
+
+    void ask_for(int64_t piece) const { _mm_prefetch(from_ + (piece < lines_ ? piece : lines_) * 64, _MM_HINT_T1); }
+
+  private:
+    int64_t lines_;
+    const char* from_;
+};
+
 ALPAGE_INLINE __m512i repeated(const void* piece) {
     int32_t word;
     __builtin_memcpy(&word, piece, sizeof word);
@@ -51,8 +66,10 @@ struct Bfloat16 {
         const char* w = static_cast<const char*>(p.panels) + panel * pieces * kPieceBytes;
         const uint16_t* x = static_cast<const uint16_t*>(p.x) + first_row * p.x_stride;
         __m512 sums[Rows][kVectors] = {};
+        const Ahead ahead(p, w, pieces * kPieceBytes, first_row);
         for (int64_t piece = 0; piece < pieces; ++piece, w += kPieceBytes) {
             ask_for<Rows>(w);
+            if constexpr (Rows == kRowTile) ahead.ask_for(piece);
             __m512i weights[kVectors];
 #pragma GCC unroll 2
             for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(w + v * 64);
@@ -79,6 +96,7 @@ struct Int8 {
         const char* w = static_cast<const char*>(p.panels) + panel * pieces * kPieceBytes;
         const Group* x = static_cast<const Group*>(p.x) + first_row * p.x_stride;
         __m512 totals[Rows][kVectors] = {};
+        const Ahead ahead(p, w, pieces * kPieceBytes, first_row);
         for (int64_t left = pieces; left > 0; left -= kGroup / 4, ++x) {
             __m512i sums[Rows][kVectors];
 #pragma GCC unroll 16
@@ -88,6 +106,7 @@ struct Int8 {
             const int64_t end = left < kGroup / 4 ? left : kGroup / 4;
             for (int64_t piece = 0; piece < end; ++piece, w += kPieceBytes) {
                 ask_for<Rows>(w);
+                if constexpr (Rows == kRowTile) ahead.ask_for(pieces - left + piece);
                 __m512i weights[kVectors];
 #pragma GCC unroll 2
                 for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(w + v * 64);

@@ -23,7 +23,9 @@ struct alignas(64) Round {
 // One of the threads that run the same rounds of work.
 class Team {
  public:
-    explicit Team(Round* rounds) : round_(rounds) {}
+    Team(Round* rounds, int num_threads) : round_(rounds), num_threads_(num_threads) {}
+
+    int num_threads() const { return num_threads_; }
 
     // Calls run(i) for each i in [0, num_items) on some thread, in any order; returns once all are done. All threads
     // come here, sooner or later. `run` must not throw.
@@ -52,6 +54,7 @@ class Team {
     }
 
     Round* round_;
+    const int num_threads_;
 };
 
 // Calls work(team) on each thread of a team, which shares `num_rounds` times.
@@ -60,10 +63,11 @@ void with_team(int num_threads, int64_t num_rounds, Work work) {
     struct Call {
         std::vector<Round> rounds;
         Work& work;
-    } call{std::vector<Round>(num_rounds), work};
+        int num_threads;
+    } call{std::vector<Round>(num_rounds), work, num_threads};
     const auto run = [](void* data) {
         Call& call = *static_cast<Call*>(data);
-        Team team(call.rounds.data());
+        Team team(call.rounds.data(), call.num_threads);
         call.work(team);
     };
     // A team of another size than the last would make the runtime end its threads and start them again.
