@@ -25,7 +25,7 @@ class Engine:
         driver: module of benchmarks.peers.drivers.
         environment: folder with its Python; None: the Python that runs this.
         model: file or folder of the peers' directory.
-        weights: as its driver calls them.
+        weights: as its driver calls them; +kv: keys and values in 8 bits too.
         is_16_bit: whether it computes with weights of 16 bits or more.
         workloads: that it can do.
     """
@@ -100,6 +100,7 @@ def _engine(
 _ENGINES = (
     _engine("alpage", "alpage", None, "models/bfloat16", "bfloat16", *WORKLOADS),
     _engine("alpage-int8", "alpage", None, "models/bfloat16", "int8", *WORKLOADS),
+    _engine("alpage-int8-kv", "alpage", None, "models/bfloat16", "int8+kv", *BATCHES, STREAM),
     _engine("alpage-int4", "alpage", None, "models/q4_1.gguf", "int4", "w1", "w2", "w3", "w4"),
     _engine(
         *("openvino", "openvino", "openvino", "models/openvino-fp16", "bfloat16"),

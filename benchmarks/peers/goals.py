@@ -93,6 +93,7 @@ _beams = {
 GOALS: Final = (
     _w1(ours="alpage", peers=_PEERS_16_BIT, wanted=1.4),
     _w1(ours="alpage-int8", peers=_PEERS, wanted=2.2),
+    _w1(ours="alpage-int8-kv", peers=_PEERS, wanted=2.2),
     _w1(ours="alpage-int4", peers=_PEERS, wanted=None),
     _w2_gap(ours="alpage", peers=_PEERS_16_BIT, wanted=None),
     _w2_gap(ours="alpage-int8", peers=("llama.cpp-q8_0",), wanted=0.78),
@@ -101,8 +102,10 @@ GOALS: Final = (
     _w2_first(ours="alpage-int8", peers=_PEERS, wanted=0.5),
     _w3(ours="alpage", wanted=0.7),
     _w3(ours="alpage-int8", wanted=0.45),
+    _w3(ours="alpage-int8-kv", wanted=0.45),
     _w4(ours="alpage", wanted=0.7),
     _w4(ours="alpage-int8", wanted=0.5),
+    _w4(ours="alpage-int8-kv", wanted=0.5),
     *(of(ours="alpage", peers=("vllm",), wanted=0.1) for of in _beams.values()),
     *(of(ours="alpage", peers=_CTRANSLATE2, wanted=1.0) for of in _beams.values()),
     *(of(ours="alpage-int8", peers=_CTRANSLATE2, wanted=None) for of in _beams.values()),

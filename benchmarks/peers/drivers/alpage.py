@@ -13,11 +13,12 @@ class Alpage(Driver):
     """alpage."""
 
     def __init__(self, task: Task) -> None:
-        quantization = None if task.weights == "bfloat16" else task.weights
+        weights, _, has_small_kv = task.weights.partition("+")
         self._llm = LLM(
             Path(task.model),
             dtype="bfloat16",
-            quantization=quantization,
+            quantization=None if weights == "bfloat16" else weights,
+            kv_dtype="int8" if has_small_kv else None,
             kv_memory="2GiB",
         )
 
