@@ -31,6 +31,7 @@ from alpage.cli.options import (
     SeedOption,
     StagesOption,
     TemperatureOption,
+    num_wanted,
 )
 from alpage.cli.stdin import read_lines
 from alpage.cli.terminal import print_error, print_note, print_text
@@ -73,7 +74,7 @@ def chat(  # noqa: PLR0913 - options of a command
     Ctrl-C stops an answer; a second one leaves.
     """
     params = SamplingParams(
-        max_tokens=_DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
+        max_tokens=num_wanted(max_tokens, _DEFAULT_MAX_TOKENS),
         temperature=temperature,
     )
     llm = load_llm(

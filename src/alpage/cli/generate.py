@@ -23,6 +23,7 @@ from alpage.cli.options import (
     SeedOption,
     StagesOption,
     TemperatureOption,
+    num_wanted,
 )
 from alpage.cli.stdin import read_text
 from alpage.cli.terminal import print_note, print_text, working
@@ -84,7 +85,7 @@ def generate(  # noqa: PLR0913 - options of a command
     """Continue a prompt and print the text as it comes."""
     sampling = SamplingParams(
         n=n,
-        max_tokens=_DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
+        max_tokens=num_wanted(max_tokens, _DEFAULT_MAX_TOKENS),
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,

@@ -4,6 +4,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from alpage.errors import InvalidValue
+
 DEFAULT_MODEL = "smollm2-135m"
 
 ModelArgument: TypeAlias = Annotated[
@@ -69,3 +71,19 @@ TargetItlOption: TypeAlias = Annotated[
         show_default="none",
     ),
 ]
+
+
+def num_wanted(max_tokens: int | None, default: int) -> int:
+    """Return the tokens to print at most.
+
+    Raises:
+        InvalidValue: none are wanted, which is for those who only look at a prompt.
+    """
+    if max_tokens == 0:
+        raise InvalidValue(
+            field="max_tokens",
+            value=0,
+            limit="must be at least 1, for there is nothing to print else",
+            remedy=f"Leave it out for {default}",
+        )
+    return default if max_tokens is None else max_tokens
