@@ -39,7 +39,9 @@ def test_everybody_is_answered_when_the_engine_is_killed(model, victim):
     report = asyncio.run(Soak(plan).run())
     assert not report.problems, to_text(report)
     assert report.num_kills == 1
-    assert {end for _, end in report.answers} & {"503", "stream failed: engine_lost"}
+    # Another engine may take over all that was under way, but nobody takes over from a server.
+    if victim == "rank":
+        assert {end for _, end in report.answers} & {"503", "stream failed: engine_lost"}
 
 
 ERROR = b'{"error": {"message": "", "type": "server_error", "param": null, "code": null}}'
