@@ -5,18 +5,16 @@ S places in a page, H query heads, G key/value heads, K head dim.
 """
 
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, final
+from typing import final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from alpage import native
 from alpage.workload import KV_SCALE_BYTES, ModelShape
-
-_LINE_BYTES: Final = 64  # a vector that lies in two cache lines takes two loads
 
 
 @final
@@ -60,12 +58,11 @@ class KvPool:
         """Return a pool of the sizes L2PGSK. A CPU's takes memory as its pages are first used."""
         if device.type != "cpu":
             return KvPool(torch.zeros(tuple(sizes), dtype=dtype, device=device))
-        # NumPy asks the system for zeros; PyTorch would write them. What it gets begins anywhere.
+        # What the system maps is zero; PyTorch would write zeros.
         num_bytes = math.prod(sizes) * dtype.itemsize
-        memory = np.zeros(num_bytes + _LINE_BYTES, np.int8)
-        first = -memory.ctypes.data % _LINE_BYTES
-        aligned = torch.from_numpy(memory[first : first + num_bytes])
-        return KvPool(aligned.view(dtype).view(tuple(sizes)))
+        memory = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pool = torch.frombuffer(memory, dtype=torch.int8)[:num_bytes]
+        return KvPool(pool.view(dtype).view(tuple(sizes)))
 
     @staticmethod
     def of(
