@@ -118,7 +118,7 @@ class Target:
         timeout_s: seconds that a request may take, from its sending.
 
     Raises:
-        InvalidValue: the address is none.
+        InvalidValue: the address is none, or the key cannot be sent.
     """
 
     def __init__(
@@ -128,6 +128,13 @@ class Target:
         self._model = model
         if not self.url.startswith(("http://", "https://")):
             raise self._unreachable("it is no http:// or https:// address")
+        if api_key is not None and not api_key.isprintable():
+            raise InvalidValue(
+                field="api_key",
+                value="(not shown)",
+                limit="must be one line of printable characters",
+                remedy="Give it as the server knows it",
+            )
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None

@@ -147,6 +147,17 @@ def test_nobody_there_is_an_error():
         asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("url", "key", "field"),
+    [("ftp://x", None, "target"), ("http://127.0.0.1:9", "two\nlines", "api_key")],
+)
+def test_what_cannot_be_sent_is_refused_at_once(url, key, field):
+    with pytest.raises(InvalidValue) as caught:
+        Target(url, model="m", api_key=key, timeout_s=1.0)
+    assert caught.value.field == field
+    assert "lines" not in str(caught.value)
+
+
 def test_null_leaves_a_field_out():
     body = to_body(SPEC, "text", {"stream_options": None, "temperature": 0.5})
     assert "stream_options" not in body
