@@ -111,6 +111,11 @@ class Kernels:
         """Have the system give the memory of pages [first, end) now, to all threads at once.
 
         What they hold stays as it is.
+
+        Args:
+            kv_L2PGSK: the pool of all L layers; pages must be dense.
+            first: the first of the pages.
+            end: the one behind the last.
         """
         pages_PGSK = kv_L2PGSK[0, 0, first:end]
         self.module.populate(

@@ -5,6 +5,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "threads.h"
@@ -15,9 +16,9 @@ namespace alpage {
 // as they are. Where the system cannot be asked nothing happens, and memory comes as it is written.
 inline void populate(uintptr_t begin, int64_t stride, int64_t num_regions, int64_t num_bytes, int num_threads) {
 #if defined(MADV_POPULATE_WRITE)
-    constexpr uintptr_t kPage = 4096;
-    for_each(num_regions, num_threads, [&](int64_t i) {
-        const uintptr_t first = (begin + i * stride) / kPage * kPage, end = begin + i * stride + num_bytes;
+    const uintptr_t page = sysconf(_SC_PAGESIZE);
+    for_each(num_regions, num_threads, [=](int64_t i) {
+        const uintptr_t first = (begin + i * stride) / page * page, end = begin + i * stride + num_bytes;
         madvise(reinterpret_cast<void*>(first), end - first, MADV_POPULATE_WRITE);
     });
 #endif
