@@ -63,7 +63,7 @@ def test_logits_are_close_to_those_of_floats(tmp_path, kind):
     assert 0 < error < 0.05 * expected_BLV.std()
     kinds = {name: one.packed.kind for name, one in small.named_modules() if is_packed(one)}
     assert sum(kind == "int4" for kind in kinds.values()) == 4 * whole.shape.num_layers
-    assert kinds["head"] == "int8_blocks"
+    assert kinds["head"] == "int8_groups"
 
 
 def is_packed(module):

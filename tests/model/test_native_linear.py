@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alpage import native
-from alpage.models.quantize import int8_blocks, int8_rows
+from alpage.models.quantize import int8_groups, int8_rows
 
 KERNELS = native.load()
 ISAS = KERNELS.module.isas() if KERNELS else []
@@ -72,12 +72,12 @@ def test_int8_is_exact_but_for_rounding(num_rows, num_in, num_out):
 @needs_bytes
 @pytest.mark.parametrize("num_rows", ROWS)
 @pytest.mark.parametrize(("num_in", "num_out"), WIDTHS)
-def test_int8_with_scales_of_blocks_is_exact_but_for_rounding(num_rows, num_in, num_out):
+def test_int8_with_scales_of_groups_is_exact_but_for_rounding(num_rows, num_in, num_out):
     x, weight = made(num_rows, num_in, num_out)
     x[0] = 0
-    whole, scale = int8_blocks(weight)
-    y = native.linear(x, native.pack_int8_blocks(whole, scale))
-    each = whole.double() * scale.double().repeat_interleave(32, 1)[:, :num_in]
+    whole, scale = int8_groups(weight)
+    y = native.linear(x, native.pack_int8_groups(whole, scale))
+    each = whole.double() * scale.double().repeat_interleave(96, 1)[:, :num_in]
     assert close(y, rounded(x), each)
     assert not y[0].any()
 
@@ -111,7 +111,7 @@ def test_steps_are_as_fine_as_the_numbers_around():
 KINDS = {
     "bfloat16": native.pack,
     "int8": lambda weight: native.pack_int8(*int8_rows(weight)),
-    "int8_blocks": lambda weight: native.pack_int8_blocks(*int8_blocks(weight)),
+    "int8_groups": lambda weight: native.pack_int8_groups(*int8_groups(weight)),
     "int4": lambda weight: native.pack_int4(*blocks(weight.shape[1], weight.shape[0])),
 }
 

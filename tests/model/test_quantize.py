@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from alpage.models import load, open_checkpoint
-from alpage.models.quantize import int8_blocks, int8_rows
+from alpage.models.quantize import int8_groups, int8_rows
 from tiny_families import make_tiny
 from tiny_llama import make_tiny_llama
 
@@ -23,14 +23,14 @@ def test_errors_are_at_most_half_a_step():
     assert (error_NFD <= 0.5001 * step_NF1).all()
 
 
-@pytest.mark.parametrize("num_in", [32, 50])
-def test_blocks_of_8_bits_have_steps_of_their_own(num_in):
+@pytest.mark.parametrize("num_in", [96, 150])
+def test_groups_of_8_bits_have_steps_of_their_own(num_in):
     torch.manual_seed(0)
     weight_FD = torch.randn(9000, num_in) * torch.logspace(-3, 3, 9000)[:, None]
     weight_FD[7] = 0
-    whole_FD, scale_FB = int8_blocks(weight_FD)
-    step_FD = scale_FB.float().repeat_interleave(32, 1)[:, :num_in]
-    # Of float16 are the scales, so the greatest number of a block may be cut by a 2048th.
+    whole_FD, scale_FG = int8_groups(weight_FD)
+    step_FD = scale_FG.float().repeat_interleave(96, 1)[:, :num_in]
+    # Of float16 are the scales, so the greatest number of a group may be cut by a 2048th.
     room_FD = 0.5001 * step_FD + weight_FD.abs() / 2000
     assert ((whole_FD * step_FD - weight_FD).abs() <= room_FD).all()
     assert not whole_FD[7].any()

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alpage.models.quantize import Int4Matrix, Quantization, int8_blocks, scaled_product
-from alpage.ops.linear import PackedWeight, is_packable, linear, packed, packed_blocks, packed_int4
+from alpage.models.quantize import Int4Matrix, Quantization, int8_groups, scaled_product
+from alpage.ops.linear import PackedWeight, is_packable, linear, packed, packed_groups, packed_int4
 from alpage.ops.rows import rms_norm
 from alpage.partition import REPLICATED, Parts, Sharder
 from alpage.workload import ModelShape
@@ -218,9 +218,9 @@ def _packed_head(weight_VD: Tensor, quantization: Quantization | None) -> Packed
 
     Rounding it costs more than rounding a matrix of a block, so it has finer scales.
     """
-    if quantization is None or not is_packable(weight_VD, "int8_blocks"):
+    if quantization is None or not is_packable(weight_VD, "int8_groups"):
         return packed(weight_VD)
-    return packed_blocks(*int8_blocks(weight_VD))
+    return packed_groups(*int8_groups(weight_VD))
 
 
 def _logits(x: Tensor, layer: Layer, sharder: Sharder) -> Tensor:

@@ -84,7 +84,7 @@ class Model(nn.Module, ABC):
         """Whether kernels of ours project to the vocabulary in 8 bits."""
         head = self.head
         packed = head.packed if isinstance(head, Layer) else None
-        return packed is not None and packed.kind == "int8_blocks"
+        return packed is not None and packed.kind == "int8_groups"
 
     def program(self) -> Program | None:
         """Return `through_blocks` as one call for pages on a CPU; None where there is no such."""

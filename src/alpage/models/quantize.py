@@ -13,7 +13,7 @@ from torch import Tensor
 Quantization: TypeAlias = Literal["int8", "int4"]
 
 _MAX_INT8 = 127
-_BLOCK = 32
+_GROUP = 96
 _CHUNK_ROWS = 2**13
 
 
@@ -61,23 +61,23 @@ def int8_rows(weight_FD: Tensor) -> tuple[Tensor, Tensor]:
     return whole_FD.to(torch.int8), scale_F1.squeeze(-1).to(weight_FD.dtype)
 
 
-def int8_blocks(weight_FD: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weight_FD as int8 and scale_FB as float16, for each block of 32 along a row."""
+def int8_groups(weight_FD: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight_FD as int8 and scale_FG as float16, for each group of 96 along a row."""
     # A vocabulary is large: not all of it is in float32 at once.
-    parts = [_int8_blocks(part) for part in torch.split(weight_FD, _CHUNK_ROWS)]
+    parts = [_int8_groups(part) for part in torch.split(weight_FD, _CHUNK_ROWS)]
     whole, scale = zip(*parts, strict=True)
     return torch.cat(whole), torch.cat(scale)
 
 
-def _int8_blocks(weight_FD: Tensor) -> tuple[Tensor, Tensor]:
+def _int8_groups(weight_FD: Tensor) -> tuple[Tensor, Tensor]:
     num_in = weight_FD.shape[1]
-    padded = torch.nn.functional.pad(weight_FD.float(), (0, -num_in % _BLOCK))
-    block_FBb = padded.view(len(weight_FD), -1, _BLOCK)
-    scale_FB = (block_FBb.abs().amax(-1) / _MAX_INT8).half()
-    step_FB1 = scale_FB[..., None].float().clamp_min(torch.finfo(torch.float32).tiny)
-    # The scale was rounded, so a block's greatest number may be a little beyond.
-    whole_FBb = (block_FBb / step_FB1).round_().clamp_(-_MAX_INT8, _MAX_INT8)
-    return whole_FBb.flatten(1)[:, :num_in].to(torch.int8), scale_FB
+    padded = torch.nn.functional.pad(weight_FD.float(), (0, -num_in % _GROUP))
+    group_FGg = padded.view(len(weight_FD), -1, _GROUP)
+    scale_FG = (group_FGg.abs().amax(-1) / _MAX_INT8).half()
+    step_FG1 = scale_FG[..., None].float().clamp_min(torch.finfo(torch.float32).tiny)
+    # The scale was rounded, so a group's greatest number may be a little beyond.
+    whole_FGg = (group_FGg / step_FG1).round_().clamp_(-_MAX_INT8, _MAX_INT8)
+    return whole_FGg.flatten(1)[:, :num_in].to(torch.int8), scale_FG
 
 
 def scaled_product(x: Tensor, weight_FD: Tensor, scale_F: Tensor) -> Tensor:

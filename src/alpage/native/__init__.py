@@ -13,7 +13,7 @@ from alpage.native.packed import (
     pack,
     pack_int4,
     pack_int8,
-    pack_int8_blocks,
+    pack_int8_groups,
 )
 from alpage.native.program import NativeProgram
 from alpage.native.rows import draw, log_sum_exp, rms_norm, rotate, silu_mul
@@ -32,7 +32,7 @@ __all__ = [
     "pack",
     "pack_int4",
     "pack_int8",
-    "pack_int8_blocks",
+    "pack_int8_groups",
     "rms_norm",
     "rotate",
     "silu_mul",

@@ -6,8 +6,8 @@
 //
 // int8 weights are stored as 128 more than they are, since `vpdpbusd` takes one side as unsigned.
 //
-// int8 has a scale for each output; int8_blocks one of float16 for each block of kBlock along K, behind the block's
-// pieces: [panel][block]{pieces, scale: [output]}. K is rounded up to a block.
+// int8 has a scale for each output; int8_groups one of float16 for each group of kGroup along K, behind the group's
+// pieces: [panel][group]{pieces, scale: [output]}. K is rounded up to a group.
 //
 // int4 weights are scale * number + minimum, both of float16, with numbers in [0, 15]:
 // [panel][block]{[pair of pieces][output][element], scale: [output], minimum: [output]}. A byte has an element of the
@@ -26,7 +26,7 @@ class Team;
 constexpr int kPanel = 32;   // outputs
 constexpr int kRowTile = 12; // rows of x at a time: 24 of 32 registers add up
 constexpr int kGroup = 96;   // numbers of x that share a scale
-constexpr int kBlock = 32;   // weights of an output that share a scale, if they have such
+constexpr int kBlock = 32;   // weights of an output in 4 bits that share a scale and a minimum
 
 constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -38,7 +38,7 @@ struct Group {
     float totals[kGroup / kBlock]; // of the numbers of each block, scaled
 };
 
-enum class Weights { bfloat16, int8, int8_blocks, int4 };
+enum class Weights { bfloat16, int8, int8_groups, int4 };
 
 struct Product {
     Weights weights;

@@ -10,7 +10,8 @@ namespace {
 
 constexpr int kVectors = kPanel / 16;
 constexpr int kPieceBytes = kPanel * 4;
-constexpr int kAhead = 2048; // bytes
+constexpr int kScalesBytes = kPanel * 2; // of float16
+constexpr int kAhead = 2048;            // bytes
 
 ALPAGE_INLINE __mmask16 lanes_left(int64_t left) {
     return left >= 16 ? __mmask16(0xffff) : left <= 0 ? __mmask16(0) : __mmask16((1u << left) - 1);
@@ -89,21 +90,29 @@ struct Bfloat16 {
     }
 };
 
-template <int Rows>
-struct Int8 {
+ALPAGE_INLINE __m512 widened_half(const char* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+// With a scale for each output, or for each group of each output.
+template <int Rows, bool HasGroupScales>
+struct Int8Tile {
     static void tile(const Product& p, int64_t panel, int64_t first_row) {
-        const int64_t pieces = divided_up(p.k, 4);
-        const char* w = static_cast<const char*>(p.panels) + panel * pieces * kPieceBytes;
+        constexpr int kGroupPieces = kGroup / 4;
+        const int64_t groups = divided_up(p.k, kGroup);
+        const int64_t pieces = HasGroupScales ? groups * kGroupPieces : divided_up(p.k, 4);
+        const int64_t panel_bytes = pieces * kPieceBytes + (HasGroupScales ? groups * kScalesBytes : 0);
+        const char* w = static_cast<const char*>(p.panels) + panel * panel_bytes;
         const Group* x = static_cast<const Group*>(p.x) + first_row * p.x_stride;
         __m512 totals[Rows][kVectors] = {};
-        const Ahead ahead(p, w, pieces * kPieceBytes, first_row);
-        for (int64_t left = pieces; left > 0; left -= kGroup / 4, ++x) {
+        const Ahead ahead(p, w, panel_bytes, first_row);
+        for (int64_t left = pieces; left > 0; left -= kGroupPieces, ++x) {
             __m512i sums[Rows][kVectors];
 #pragma GCC unroll 16
             for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 2
                 for (int v = 0; v < kVectors; ++v) sums[r][v] = _mm512_set1_epi32(x[r * p.x_stride].start);
-            const int64_t end = left < kGroup / 4 ? left : kGroup / 4;
+            const int64_t end = HasGroupScales || left >= kGroupPieces ? kGroupPieces : left;
             for (int64_t piece = 0; piece < end; ++piece, w += kPieceBytes) {
                 ask_for<Rows>(w);
                 if constexpr (Rows == kRowTile) ahead.ask_for(pieces - left + piece);
@@ -121,63 +130,50 @@ struct Int8 {
             for (int r = 0; r < Rows; ++r) {
                 const __m512 scale = _mm512_set1_ps(x[r * p.x_stride].scale);
 #pragma GCC unroll 2
-                for (int v = 0; v < kVectors; ++v)
-                    totals[r][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[r][v]), scale, totals[r][v]);
+                for (int v = 0; v < kVectors; ++v) {
+                    const __m512 sum = _mm512_cvtepi32_ps(sums[r][v]);
+                    if constexpr (HasGroupScales)
+                        totals[r][v] = _mm512_fmadd_ps(_mm512_mul_ps(sum, scale), widened_half(w + v * 32), totals[r][v]);
+                    else totals[r][v] = _mm512_fmadd_ps(sum, scale, totals[r][v]);
+                }
             }
+            if constexpr (HasGroupScales) w += kScalesBytes;
         }
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 2
             for (int v = 0; v < kVectors; ++v) {
                 const int64_t column = panel * kPanel + v * 16;
-                store(p, first_row + r, column, _mm512_mul_ps(totals[r][v], _mm512_loadu_ps(p.scale + column)));
+                if constexpr (!HasGroupScales)
+                    totals[r][v] = _mm512_mul_ps(totals[r][v], _mm512_loadu_ps(p.scale + column));
+                store(p, first_row + r, column, totals[r][v]);
             }
     }
 };
 
-ALPAGE_INLINE __m512 widened_half(const char* from) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-}
+template <int Rows>
+using Int8 = Int8Tile<Rows, false>;
+template <int Rows>
+using Int8Groups = Int8Tile<Rows, true>;
 
-// A pair of pieces of weights, a byte for each, and what a block's numbers are multiplied with and what is added.
-struct InBytes {
-    static constexpr int kPairBytes = 2 * kPieceBytes, kBlockBytes = kBlock / 8 * kPairBytes + kPanel * 2;
-
-    ALPAGE_INLINE void load(const char* w, __m512i& even, __m512i& odd) {
-        even = _mm512_loadu_si512(w);
-        odd = _mm512_loadu_si512(w + kPieceBytes);
-    }
-    ALPAGE_INLINE __m512 minimum(const char*, __m512 scale) { return _mm512_mul_ps(scale, _mm512_set1_ps(-128.0f)); }
-};
-
-struct InHalves {
-    static constexpr int kPairBytes = kPieceBytes, kBlockBytes = kBlock / 8 * kPairBytes + 2 * kPanel * 2;
-
-    ALPAGE_INLINE void load(const char* w, __m512i& even, __m512i& odd) {
-        const __m512i both = _mm512_loadu_si512(w), low_bits = _mm512_set1_epi8(15);
-        even = _mm512_and_si512(both, low_bits);
-        odd = _mm512_and_si512(_mm512_srli_epi16(both, 4), low_bits);
-    }
-    ALPAGE_INLINE __m512 minimum(const char* scales, __m512) { return widened_half(scales + kPanel * 2); }
-};
-
-template <class Numbers, int Rows>
-struct Blocks {
+template <int Rows>
+struct Int4 {
     static void tile(const Product& p, int64_t panel, int64_t first_row) {
         constexpr int kPairs = kBlock / 8, kHalves = kGroup / kBlock;
+        constexpr int kBlockBytes = kPairs * kPieceBytes + 2 * kScalesBytes;
         const int64_t blocks = divided_up(p.k, kBlock);
-        const char* w = static_cast<const char*>(p.panels) + panel * blocks * Numbers::kBlockBytes;
+        const char* w = static_cast<const char*>(p.panels) + panel * blocks * kBlockBytes;
         const Group* x = static_cast<const Group*>(p.x) + first_row * p.x_stride;
         __m512 totals[Rows][kVectors] = {};
         for (int64_t block = 0; block < blocks; ++block) {
             const int64_t group = block / kHalves, half = block % kHalves;
             __m512i sums[Rows][kVectors] = {};
 #pragma GCC unroll 4
-            for (int pair = 0; pair < kPairs; ++pair, w += Numbers::kPairBytes)
+            for (int pair = 0; pair < kPairs; ++pair, w += kPieceBytes)
                 add_pair(sums, w, x + group, half * kBlock + pair * 8, p.x_stride);
 #pragma GCC unroll 2
             for (int v = 0; v < kVectors; ++v) {
-                const __m512 scale = widened_half(w + v * 32), minimum = Numbers::minimum(w + v * 32, scale);
+                const __m512 scale = widened_half(w + v * 32), minimum = widened_half(w + kScalesBytes + v * 32);
 #pragma GCC unroll 16
                 for (int r = 0; r < Rows; ++r) {
                     const Group& of_row = x[r * p.x_stride + group];
@@ -186,7 +182,7 @@ struct Blocks {
                     totals[r][v] = _mm512_fmadd_ps(minimum, _mm512_set1_ps(of_row.totals[half]), totals[r][v]);
                 }
             }
-            w += Numbers::kBlockBytes - kPairs * Numbers::kPairBytes;
+            w += 2 * kScalesBytes;
         }
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r)
@@ -194,13 +190,18 @@ struct Blocks {
             for (int v = 0; v < kVectors; ++v) store(p, first_row + r, panel * kPanel + v * 16, totals[r][v]);
     }
 
+    // A pair of pieces is in one: of each byte, the low bits and the high ones.
     ALPAGE_INLINE void add_pair(__m512i (&sums)[Rows][kVectors], const char* w, const Group* x, int64_t first,
                                 int64_t x_stride) {
-#pragma GCC unroll 2
-        for (int ahead = 0; ahead < Numbers::kPairBytes; ahead += kPieceBytes) ask_for<Rows>(w + ahead);
+        ask_for<Rows>(w);
+        const __m512i low_bits = _mm512_set1_epi8(15);
         __m512i even[kVectors], odd[kVectors];
 #pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) Numbers::load(w + v * 64, even[v], odd[v]);
+        for (int v = 0; v < kVectors; ++v) {
+            const __m512i both = _mm512_loadu_si512(w + v * 64);
+            even[v] = _mm512_and_si512(both, low_bits);
+            odd[v] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low_bits);
+        }
 #pragma GCC unroll 16
         for (int r = 0; r < Rows; ++r) {
             const int8_t* eight = x[r * x_stride].numbers + first;
@@ -212,11 +213,6 @@ struct Blocks {
         }
     }
 };
-
-template <int Rows>
-using Int8Blocks = Blocks<InBytes, Rows>;
-template <int Rows>
-using Int4 = Blocks<InHalves, Rows>;
 
 template <template <int> class Kind>
 void any_tile(const Product& p, int64_t panel, int64_t first_row, int num_rows) {
@@ -289,6 +285,6 @@ void quantize(const uint16_t* x, int64_t k, Group* out) {
 } // namespace
 
 const LinearKernels linear_avx512_vnni = {
-    {any_tile<Bfloat16>, any_tile<Int8>, any_tile<Int8Blocks>, any_tile<Int4>}, quantize};
+    {any_tile<Bfloat16>, any_tile<Int8>, any_tile<Int8Groups>, any_tile<Int4>}, quantize};
 
 } // namespace alpage

@@ -204,9 +204,9 @@ void py_pack(uintptr_t w, int64_t stride_bytes, int64_t n, int64_t row_bytes, ui
 Weights weights_of(const std::string& name) {
     if (name == "bfloat16") return Weights::bfloat16;
     if (name == "int8") return Weights::int8;
-    if (name == "int8_blocks") return Weights::int8_blocks;
+    if (name == "int8_groups") return Weights::int8_groups;
     if (name == "int4") return Weights::int4;
-    throw std::invalid_argument("weights=" + name + " is not bfloat16, int8, int8_blocks or int4");
+    throw std::invalid_argument("weights=" + name + " is not bfloat16, int8, int8_groups or int4");
 }
 
 void py_multiply(const std::string& weights, uintptr_t x, int64_t x_stride, uintptr_t panels, uintptr_t scale,

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from alpage.native.kernels import import_kernels
 
-Kind: TypeAlias = Literal["bfloat16", "int8", "int8_blocks", "int4"]
+Kind: TypeAlias = Literal["bfloat16", "int8", "int8_groups", "int4"]
 
 _BLOCK: Final = 32
 
@@ -86,20 +86,21 @@ def pack_int8(weight_NK: Tensor, scale_N: Tensor) -> PackedWeight:
     )
 
 
-def pack_int8_blocks(number_NK: Tensor, scale_NB: Tensor) -> PackedWeight:
-    """Return a matrix of 8 bits, packed: in each of B blocks of 32 along K, scale * number.
+def pack_int8_groups(number_NK: Tensor, scale_NG: Tensor) -> PackedWeight:
+    """Return a matrix of 8 bits, packed: in each of G groups of 96 along K, scale * number.
 
     Args:
         number_NK: int8.
-        scale_NB: float16.
+        scale_NG: float16.
     """
     assert number_NK.dtype == torch.int8
-    assert scale_NB.dtype == torch.float16
+    assert scale_NG.dtype == torch.float16
     num_out, num_in = number_NK.shape
+    group = _module().group
     # The kernels take weights as unsigned: 128 more than they are.
-    bytes_NK = pad((number_NK ^ -128).view(torch.uint8), (0, -num_in % _BLOCK))
-    panels = _block_panels(bytes_NK.reshape(num_out, -1, _BLOCK // 4, 4), (scale_NB,))
-    return PackedWeight(kind="int8_blocks", num_in=num_in, num_out=num_out, panels=panels)
+    bytes_NK = pad((number_NK ^ -128).view(torch.uint8), (0, -num_in % group))
+    panels = _block_panels(bytes_NK.reshape(num_out, -1, group // 4, 4), (scale_NG,))
+    return PackedWeight(kind="int8_groups", num_in=num_in, num_out=num_out, panels=panels)
 
 
 def pack_int4(number_NK: Tensor, scale_NB: Tensor, minimum_NB: Tensor) -> PackedWeight:

@@ -17,7 +17,7 @@ __all__ = [
     "is_packable",
     "linear",
     "packed",
-    "packed_blocks",
+    "packed_groups",
     "packed_int4",
     "packing",
 ]
@@ -41,9 +41,9 @@ def packed(weight_NK: Tensor, scale_N: Tensor | None = None) -> PackedWeight | N
     return native.pack_int8(weight_NK, scale_N.float()) if is_packable(scale_N, "int8") else None
 
 
-def packed_blocks(number_NK: Tensor, scale_NB: Tensor) -> PackedWeight:
-    """Return a matrix of 8 bits with scales of blocks, for `linear`, as `packed_int4`."""
-    return native.pack_int8_blocks(number_NK, scale_NB)
+def packed_groups(number_NK: Tensor, scale_NG: Tensor) -> PackedWeight:
+    """Return a matrix of 8 bits with scales of groups, for `linear`, as `packed_int4`."""
+    return native.pack_int8_groups(number_NK, scale_NG)
 
 
 def packed_int4(number_NK: Tensor, scale_NB: Tensor, minimum_NB: Tensor) -> PackedWeight:
@@ -61,7 +61,7 @@ def packing() -> str:
     packings = (
         native.pack(number_NK.bfloat16()),
         native.pack_int8(number_NK.to(torch.int8), scale_NB[:, 0]),
-        native.pack_int8_blocks(number_NK.to(torch.int8), scale_NB),
+        native.pack_int8_groups(number_NK.to(torch.int8), scale_NB[:, :1]),
         native.pack_int4(number_NK, scale_NB, -scale_NB),
     )
     # What kinds are packed hangs on the instructions too.
