@@ -16,6 +16,9 @@ from alpage.native.kernels import import_kernels
 Kind: TypeAlias = Literal["bfloat16", "int8", "int8_groups", "int4"]
 
 _BLOCK: Final = 32
+_LINE_BYTES: Final = 64
+# Lines this far apart share a set of a first cache, and few sets of the others.
+_SET_LINES: Final = 64
 
 
 @final
@@ -143,7 +146,7 @@ def linear(
     x_MK = x.reshape(-1, weight.num_in)
     if x_MK.stride(1) != 1 or weight.num_in % 2:
         x_MK = pad(x_MK, (0, weight.num_in % 2))
-    y_MN = torch.empty((len(x_MK), weight.num_out), dtype=torch.bfloat16)
+    y_MN = _rows(len(x_MK), weight.num_out)
     groups = torch.empty(len(x_MK) * (weight.quantized_bytes or 0), dtype=torch.uint8)
     _module().multiply(
         weight.kind,
@@ -162,6 +165,13 @@ def linear(
         isa,
     )
     return y_MN.view(*x.shape[:-1], weight.num_out)
+
+
+def _rows(num_rows: int, num_out: int) -> Tensor:
+    """Return rows of y, which do not all begin in the same few sets of the caches."""
+    lines = -(-2 * num_out // _LINE_BYTES)
+    stride = (lines + 1) * _LINE_BYTES // 2 if lines % _SET_LINES == 0 else num_out
+    return torch.empty((num_rows, stride), dtype=torch.bfloat16)[:, :num_out]
 
 
 def _panels(weight_NK: Tensor) -> Tensor:
