@@ -127,8 +127,54 @@ def test_step_outside_of_its_pages_writes_nothing(program, slots, table, context
     kv = pages_of(slots, table, context)
     x_TD, turn_TK = torch.ones(1, D_MODEL, dtype=torch.bfloat16), torch.ones(1, HEAD_DIM)
     with pytest.raises(IndexError):
-        program(x_TD, turn_TK, kv)
+        program(x_TD, turn_TK, kv, [1])
     assert not kv.pool.kv_L2PGSK.any()
+
+
+# -- tokens that are kept --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids="{} layers".format)
+def deep_program(tmp_path_factory, request):
+    path = tmp_path_factory.mktemp("model")
+    make_tiny_llama(path, num_hidden_layers=request.param)
+    return llm_of(path).engine.runner.views[0].program
+
+
+def three_sequences():
+    """Return inputs of 5, 1 and 4 new tokens, behind 3, 7 and 0 others."""
+    torch.manual_seed(0)
+    pool = KvPool.zeros((3, 2, 4, 2, 8, HEAD_DIM), torch.bfloat16, torch.device("cpu"))
+    pool.kv_L2PGSK.normal_()
+    step = PagedStep(
+        num_queries=[5, 1, 4],
+        contexts=[8, 8, 4],
+        query_start_B1=torch.tensor([0, 5, 6, 10], dtype=torch.int32),
+        context_B=torch.tensor([8, 8, 4], dtype=torch.int32),
+        table_BP=torch.tensor([[2], [0], [3]], dtype=torch.int32),
+        slot_T=torch.tensor([19, 20, 21, 22, 23, 7, 24, 25, 26, 27]),
+    )
+    x_TD = torch.randn(10, D_MODEL).bfloat16()
+    return x_TD, torch.randn(10, HEAD_DIM), PagedKV(pool, step, Native())
+
+
+@pytest.mark.parametrize("kept", [(5, 1, 4), (1, 1, 1), (0, 1, 0), (0, 0, 0), (5, 0, 1), (0, 0, 3)])
+def test_kept_tokens_have_the_same_bits(deep_program, kept):
+    expected_TD = deep_program(*three_sequences(), [5, 1, 4])
+    x_TD, turn_TK, kv = three_sequences()
+    found_RD = deep_program(x_TD, turn_TK, kv, kept)
+    rows = [end - i for end, num in zip((5, 6, 10), kept, strict=True) for i in range(num, 0, -1)]
+    assert torch.equal(found_RD, expected_TD[rows])
+    assert torch.equal(x_TD, three_sequences()[0])
+
+
+@pytest.mark.parametrize("kept", [(6, 1, 2), (0, 2, 0), (-1, 1, 4)])
+def test_more_tokens_than_there_are_cannot_be_kept(deep_program, kept):
+    x_TD, turn_TK, kv = three_sequences()
+    before = kv.pool.kv_L2PGSK.clone()
+    with pytest.raises(IndexError, match="keeps"):
+        deep_program(x_TD, turn_TK, kv, kept)
+    assert torch.equal(kv.pool.kv_L2PGSK, before)
 
 
 # -- tracing ---------------------------------------------------------------------------------------

@@ -263,6 +263,7 @@ void add_program(nb::module_& m) {
             "x"_a, "y"_a, "weights"_a, "panels"_a, "scale"_a, "bias"_a, "n"_a, "k"_a)
         .def("store_kv", [](Program& self, PlaceArgument k, PlaceArgument v, int layer,
                             HeadsArgument heads) { self.store_kv(to_place(k), to_place(v), layer, to_heads(heads)); })
+        .def("keep", &Program::keep)
         .def(
             "attend",
             [](Program& self, PlaceArgument q, PlaceArgument y, int layer, HeadsArgument heads, int num_kv_heads,
@@ -277,18 +278,18 @@ void add_program(nb::module_& m) {
             "run",
             [](const Program& self, int64_t num_tokens, const std::vector<uintptr_t>& outside, uintptr_t arena,
                uintptr_t kv_L2PGSK, bool is_int8, int64_t layer_stride, int64_t value_stride, int64_t page_stride, int64_t num_pages,
-               int page_size, uintptr_t slot_T, uintptr_t query_start_B1, uintptr_t context_B, uintptr_t table_BP,
-               int64_t table_stride, int64_t table_width, int num_sequences, int num_threads) {
+               int page_size, uintptr_t slot_T, uintptr_t query_start_B1, uintptr_t kept_B1, uintptr_t context_B,
+               uintptr_t table_BP, int64_t table_stride, int64_t table_width, int num_sequences, int num_threads) {
                 StepData data{num_tokens, {}, at<char>(arena), at<char>(kv_L2PGSK), is_int8, layer_stride, value_stride,
                               page_stride, num_pages, page_size, at<int64_t>(slot_T), at<int32_t>(query_start_B1),
-                              at<int32_t>(context_B), at<int32_t>(table_BP), table_stride, table_width,
+                              at<int32_t>(kept_B1), at<int32_t>(context_B), at<int32_t>(table_BP), table_stride, table_width,
                               num_sequences};
                 for (uintptr_t address : outside) data.outside.push_back(at<char>(address));
                 self.run(data, num_threads);
             },
             nb::call_guard<nb::gil_scoped_release>(), nb::kw_only(), "num_tokens"_a, "outside"_a, "arena"_a,
             "kv_L2PGSK"_a, "is_int8"_a, "layer_stride"_a, "value_stride"_a, "page_stride"_a, "num_pages"_a, "page_size"_a,
-            "slot_T"_a, "query_start_B1"_a, "context_B"_a, "table_BP"_a, "table_stride"_a, "table_width"_a,
+            "slot_T"_a, "query_start_B1"_a, "kept_B1"_a, "context_B"_a, "table_BP"_a, "table_stride"_a, "table_width"_a,
             "num_sequences"_a, "num_threads"_a);
 }
 

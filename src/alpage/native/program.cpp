@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstring>
 #include <stdexcept>
+#include <string>
 #include <utility>
 
 namespace alpage {
@@ -11,19 +13,37 @@ namespace {
 
 constexpr int64_t kElement = 2; // bytes of a bfloat16
 
+// A step of the tokens that this one keeps. Their keys and values are stored already.
+StepData kept(const StepData& data) {
+    for (int i = 0; i < data.num_sequences; ++i) {
+        const int num = data.kept_B1[i + 1] - data.kept_B1[i];
+        const int limit = data.query_start_B1[i + 1] - data.query_start_B1[i];
+        if (data.kept_B1[i] < 0 || num < 0 || num > limit)
+            throw std::out_of_range("a sequence keeps " + std::to_string(num) + " of its " + std::to_string(limit) +
+                                    " tokens");
+    }
+    StepData of_kept = data;
+    of_kept.num_tokens = data.kept_B1[data.num_sequences];
+    of_kept.query_start_B1 = data.kept_B1;
+    return of_kept;
+}
+
 } // namespace
 
 // A step's buffers and pages.
 struct Program::Frame {
-    const StepData& data;
+    const StepData data;
     const Isa& isa;
-    std::vector<char*> rows; // the first of each buffer
+    const std::vector<char*> rows; // the first of each buffer
     std::map<int, std::unique_ptr<AttentionPlan>> plans; // by window
 
-    Frame(const Program& program, const StepData& data) : data(data), isa(program.isa_) {
-        auto outside = data.outside.begin();
-        for (const Buffer& buffer : program.buffers_)
-            rows.push_back(buffer.start ? data.arena + *buffer.start * data.num_tokens : *outside++);
+    // Throws on a page, slot or token out of range.
+    Frame(const Program& program, const StepData& data, std::vector<char*> rows)
+        : data(data), isa(program.isa_), rows(std::move(rows)) {
+        for (const auto& [window, heads] : program.plans_) {
+            plans.emplace(window, std::make_unique<AttentionPlan>(attention(heads.first, heads.second, window)));
+            check_slots(store(0, {heads.second, heads.first.head_dim}));
+        }
     }
 
     char* at(Place place) const { return rows[place.buffer] + place.offset; }
@@ -166,22 +186,41 @@ void Program::attend(Place q, Place y, int layer, Heads heads, int num_kv_heads,
     });
 }
 
+void Program::keep(std::vector<int> buffers) {
+    add_whole([=, this](Team& team, const Frame& f) {
+        if (!f.data.kept_B1) return;
+        team.share(buffers.size(), [&](int64_t i) {
+            const int64_t row = buffers_[buffers[i]].row_bytes;
+            char* rows = f.rows[buffers[i]];
+            // Rows move forward, sequence by sequence, so none is lost.
+            for (int sequence = 0; sequence < f.data.num_sequences; ++sequence) {
+                const int64_t to = f.data.kept_B1[sequence], num = f.data.kept_B1[sequence + 1] - to;
+                std::memmove(rows + to * row, rows + (f.data.query_start_B1[sequence + 1] - num) * row, num * row);
+            }
+        });
+    });
+    stages_.back().is_keeping = is_keeping_ = true;
+}
+
 void Program::run(const StepData& data, int num_threads) const {
-    Frame frame(*this, data);
-    for (const auto& [window, heads] : plans_) {
-        frame.plans.emplace(
-            window, std::make_unique<AttentionPlan>(frame.attention(heads.first, heads.second, window)));
-        check_slots(frame.store(0, {heads.second, heads.first.head_dim}));
-    }
+    std::vector<char*> rows;
+    auto outside = data.outside.begin();
+    for (const Buffer& buffer : buffers_)
+        rows.push_back(buffer.start ? data.arena + *buffer.start * data.num_tokens : *outside++);
+    const Frame of_all(*this, data, rows);
+    std::optional<Frame> of_kept;
+    if (is_keeping_ && data.kept_B1) of_kept.emplace(*this, kept(data), rows);
     with_team(num_threads, stages_.size(), [&](Team& team) {
+        const Frame* frame = &of_all;
         for (const Stage& stage : stages_) {
             if (stage.whole) {
-                stage.whole(team, frame);
+                stage.whole(team, *frame);
+                if (stage.is_keeping && of_kept) frame = &*of_kept;
                 continue;
             }
-            const int64_t part = rows_at_a_time(stage.width);
-            team.share((data.num_tokens + part - 1) / part, [&](int64_t i) {
-                for (const OfRows& run : stage.chain) run(frame, i * part, std::min((i + 1) * part, data.num_tokens));
+            const int64_t part = rows_at_a_time(stage.width), num = frame->data.num_tokens;
+            team.share((num + part - 1) / part, [&](int64_t i) {
+                for (const OfRows& run : stage.chain) run(*frame, i * part, std::min((i + 1) * part, num));
             });
         }
     });

@@ -3,6 +3,9 @@
 // A program has buffers, each with a row for every token of a step, and operations on them in order. One team of
 // threads runs all of it: operations on single tokens follow each other without waiting, the others share their work
 // out. So a step costs one call, whatever the number of layers.
+//
+// Once the keys and values of the last layer are stored, a token matters to no other: a program may `keep` there those
+// tokens of a step whose result is read, and goes on with them alone.
 #pragma once
 
 #include <functional>
@@ -52,6 +55,7 @@ struct StepData {
     int page_size;
     const int64_t* slot_T;
     const int32_t* query_start_B1;
+    const int32_t* kept_B1; // likewise, of each sequence's last tokens that are kept; null: all are
     const int32_t* context_B;
     const int32_t* table_BP;
     int64_t table_stride, table_width;
@@ -70,6 +74,8 @@ class Program {
     void quantize(Place x, Place y, int64_t k);
     void multiply(Place x, Place y, const Matrix& matrix);
     void store_kv(Place k, Place v, int layer, Heads heads);
+    // Goes on with the tokens that the step keeps. Of what was written before, only these buffers are read from here on.
+    void keep(std::vector<int> buffers);
     void attend(Place q, Place y, int layer, Heads heads, int num_kv_heads, std::optional<int> window, float scale);
 
     // Throws on a page, slot or token out of range, before anything is written.
@@ -84,6 +90,7 @@ class Program {
         std::vector<OfRows> chain;
         int64_t width = 0; // numbers in a row of the chain
         OfTeam whole;
+        bool is_keeping = false;
     };
 
     void add_rows(int64_t width, OfRows run);
@@ -95,6 +102,7 @@ class Program {
     const LinearKernels& linear_;
     std::vector<Stage> stages_;
     std::map<int, std::pair<Heads, int>> plans_; // by window: query heads, key/value heads
+    bool is_keeping_ = false;
 };
 
 } // namespace alpage

@@ -45,7 +45,14 @@ class NativeProgram:
             k=weight.num_in,
         )
 
-    def run(self, outside: Sequence[Tensor], arena: Tensor, kv_L2PGSK: Tensor, step: Step) -> None:
+    def run(
+        self,
+        outside: Sequence[Tensor],
+        arena: Tensor,
+        kv_L2PGSK: Tensor,
+        step: Step,
+        kept_B1: Tensor | None = None,
+    ) -> None:
         """Run all operations.
 
         Args:
@@ -53,17 +60,23 @@ class NativeProgram:
             arena: memory for those that do.
             kv_L2PGSK: pages of bfloat16, or of int8 with scales.
             step: the flat form of the step.
+            kept_B1: int32: where the last tokens of each sequence that the program keeps begin
+                among all kept ones, then their number; None: it keeps all.
 
         Raises:
-            IndexError: the step points outside of the pages, its own tables or its tokens.
+            IndexError: the step points outside of the pages, its own tables or its tokens, or
+                keeps more of a sequence than there is.
         """
         slot_T, table_BP = step.slot_T, step.table_BP
         assert kv_L2PGSK.is_contiguous()
         assert kv_L2PGSK.dtype in (torch.bfloat16, torch.int8)
-        assert all(x.is_contiguous() and len(x) == len(slot_T) for x in outside)
+        assert all(x.is_contiguous() for x in outside)
         assert slot_T.dtype == torch.int64
         assert slot_T.is_contiguous()
         assert step.query_start_B1.dtype == step.context_B.dtype == table_BP.dtype == torch.int32
+        assert kept_B1 is None or (
+            kept_B1.dtype == torch.int32 and kept_B1.shape == step.query_start_B1.shape
+        )
         assert table_BP.stride(1) == 1
         layer_stride, value_stride, page_stride, *_ = kv_L2PGSK.stride()
         self.add.run(
@@ -79,6 +92,7 @@ class NativeProgram:
             page_size=kv_L2PGSK.shape[4],
             slot_T=slot_T.data_ptr(),
             query_start_B1=step.query_start_B1.data_ptr(),
+            kept_B1=0 if kept_B1 is None else kept_B1.data_ptr(),
             context_B=step.context_B.data_ptr(),
             table_BP=table_BP.data_ptr(),
             table_stride=table_BP.stride(0),

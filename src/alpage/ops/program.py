@@ -9,6 +9,7 @@ Dims: T tokens, D model, K head dim.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, Final, final
 
 import torch
@@ -24,7 +25,7 @@ Blocks = Callable[[Tensor, Tensor, Any], Tensor]
 
 _LINE_BYTES: Final = 64
 # They wait for all tokens; all others go from one token's rows to the same token's.
-_OF_ALL_TOKENS: Final = frozenset({"multiply", "attend"})
+_OF_ALL_TOKENS: Final = frozenset({"multiply", "attend", "keep"})
 
 
 @final
@@ -39,11 +40,14 @@ class Program:
     """
 
     def __init__(self, trace: Trace, x: int, turn: int, y: Part) -> None:
+        outside = (x, turn, y.buffer)
         operations = [step for operation in trace.operations for step in _lowered(operation, trace)]
+        live = _keep(operations, trace)
+        # What is kept moves forward in its buffer, which had better not be the caller's.
+        self._copied = [n for n, buffer in enumerate(outside) if buffer in live]
         self._d_model = y.width
         # The native program has the addresses of their weights.
         self._operations = operations
-        outside = (x, turn, y.buffer)
         starts, self._arena_bytes = _places(trace.row_bytes, operations, outside)
         buffers = list(zip(starts, trace.row_bytes, strict=True))
         # Buffers from outside are told to a run in the order of their numbers.
@@ -53,21 +57,35 @@ class Program:
             _emit(operation, self._native)
         self._arena = torch.empty(0, dtype=torch.uint8)
 
-    def __call__(self, x_TD: Tensor, turn_TK: Tensor, kv: PagedKV) -> Tensor:
-        """Return x_TD behind the blocks.
+    def __call__(
+        self, x_TD: Tensor, turn_TK: Tensor, kv: PagedKV, num_kept_B: Sequence[int]
+    ) -> Tensor:
+        """Return x_RD, the rows of x_TD that are kept, behind the blocks.
+
+        Behind the last layer's keys and values only these are computed.
+
+        Args:
+            x_TD: in front of the blocks.
+            turn_TK: angles.
+            kv: the pages.
+            num_kept_B: of each sequence, how many of its last tokens are kept.
 
         Raises:
-            IndexError: the step points outside of its pages.
+            IndexError: the step points outside of its pages, or keeps more than it has.
         """
-        num_tokens = len(x_TD)
-        y_TD = torch.empty(num_tokens, self._d_model, dtype=torch.bfloat16)
+        num_tokens, num_kept, kept_B1 = len(x_TD), sum(num_kept_B), None
+        y_RD = torch.empty(num_kept, self._d_model, dtype=torch.bfloat16)
         if self._arena_bytes * num_tokens > len(self._arena):
             capacity = 1 << (num_tokens - 1).bit_length()
             self._arena = torch.empty(self._arena_bytes * capacity, dtype=torch.uint8)
-        outside = (x_TD.contiguous(), turn_TK.contiguous(), y_TD)
+        outside = [x_TD.contiguous(), turn_TK.contiguous(), y_RD]
+        if num_kept < num_tokens:
+            kept_B1 = torch.tensor([0, *accumulate(num_kept_B)], dtype=torch.int32)
+            for n in self._copied:
+                outside[n] = outside[n].clone()
         ordered = [outside[n] for n in self._order]
-        self._native.run(ordered, self._arena, kv.pool.kv_L2PGSK, kv.step)
-        return y_TD
+        self._native.run(ordered, self._arena, kv.pool.kv_L2PGSK, kv.step, kept_B1)
+        return y_RD
 
 
 def compiled(blocks: Blocks, d_model: int, head_dim: int) -> Program | None:
@@ -101,6 +119,18 @@ def _lowered(operation: Operation, trace: Trace) -> list[Operation]:
     groups = Part(trace.add_buffer(weight.quantized_bytes), 0, (weight.quantized_bytes,))
     rounding = Operation("quantize", operation.reads, (groups,))
     return [rounding, replace(product, reads=(groups,))]
+
+
+def _keep(operations: list[Operation], trace: Trace) -> set[int]:
+    """Insert where tokens are kept; return the buffers that are written before and read behind."""
+    stores = [n for n, operation in enumerate(operations) if operation.kind == "store_kv"]
+    place = stores[-1] + 1 if stores else 0
+    behind = operations[place:]
+    read = {part.buffer for operation in behind for part in operation.reads}
+    live = read - {part.buffer for operation in behind for part in operation.writes}
+    parts = tuple(Part(buffer, 0, (trace.row_bytes[buffer],)) for buffer in sorted(live))
+    operations.insert(place, Operation("keep", parts, parts))
+    return live
 
 
 def _places(
@@ -145,6 +175,8 @@ def _emit(operation: Operation, program: native.NativeProgram) -> None:
             program.add_product(reads[0], writes[0], constants["weight"], constants["bias_N"])
         case "store_kv":
             add.store_kv(*reads, constants["layer"], sizes)
+        case "keep":
+            add.keep([buffer for buffer, _ in reads])
         case "attend":
             add.attend(reads[0], writes[0], heads=sizes, **constants)
         case _:

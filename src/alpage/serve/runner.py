@@ -16,10 +16,10 @@ from alpage.ops.attention import Backend, PagedKV
 from alpage.ops.kv import KvPool
 from alpage.ops.program import Program
 from alpage.partition import Pipe
-from alpage.serve.batch import Batch, Move, Row
+from alpage.serve.batch import Batch, Move
 from alpage.serve.home import Home
 from alpage.serve.inputs import StepInputs
-from alpage.serve.readout import Readout
+from alpage.serve.readout import Readout, State
 from alpage.serve.results import RowResult
 from alpage.serve.runs import Profile, Runs
 from alpage.serve.slices import num_slices, sliced
@@ -43,12 +43,17 @@ class View:
     num_token_shards: int = 1
     program: Program | None = None
 
-    def through(self, x_TD: Tensor, position_T: Tensor, kv: PagedKV) -> Tensor:
-        """Run the blocks."""
+    def through(
+        self, x_TD: Tensor, position_T: Tensor, kv: PagedKV, num_kept_B: Sequence[int]
+    ) -> Tensor:
+        """Run the blocks; return x_RD: of each row its last tokens, as many as are kept.
+
+        Without a program all are.
+        """
         turn_TK = self.model.turns(position_T)
         if self.program is None or turn_TK is None:
             return self.model.through_blocks(x_TD, turn_TK, kv)
-        return self.program(x_TD, turn_TK, kv)
+        return self.program(x_TD, turn_TK, kv, num_kept_B)
 
 
 @final
@@ -128,8 +133,8 @@ class Runner(Runs):
     def run(self, batch: Batch) -> list[RowResult]:
         """Make a step; return what each row gave."""
         results: dict[int, RowResult] = {}
-        for rows, model, x_TD in self._slices(batch):
-            for row, result in zip(rows, self._readout.read(rows, model, x_TD), strict=True):
+        for state in self._slices(batch):
+            for row, result in zip(state.rows, self._readout.read(state), strict=True):
                 before = results.get(row.slot)
                 results[row.slot] = result if before is None else before.followed_by(result)
         return [results[row.slot] for row in batch.rows]
@@ -137,10 +142,10 @@ class Runner(Runs):
     @torch.inference_mode()
     def follow(self, batch: Batch) -> None:
         """Make a step beside the rank that runs it: take part in all that ranks do together."""
-        for rows, model, x_TD in self._slices(batch):
-            self._readout.follow(rows, model, x_TD)
+        for state in self._slices(batch):
+            self._readout.follow(state)
 
-    def _slices(self, batch: Batch) -> Iterator[tuple[list[Row], Model, Tensor]]:
+    def _slices(self, batch: Batch) -> Iterator[State]:
         """Run the model over a step's slices, and yield what comes out on the last stage.
 
         One device has one slice. In a pipeline a stage goes on with the next slice while the next
@@ -165,9 +170,12 @@ class Runner(Runs):
                 x_TD = self._pipe.receive(num_here, width)
             self.pool.populate(inputs.step.slot_T)
             kv = PagedKV(self.pool, inputs.step, self._backend)
-            x_TD = view.through(x_TD, inputs.position_T, kv)
+            num_kept = [len(row.tokens) for row in rows]
+            if view.program is not None and self._pipe.is_last:
+                num_kept = self._readout.num_read(rows)
+            x_TD = view.through(x_TD, inputs.position_T, kv, num_kept)
             if self._pipe.is_last:
-                yield rows, model, model.leave(x_TD)
+                yield State(rows, num_kept, model, model.leave(x_TD))
             else:
                 self._pipe.send(x_TD)
         self._pipe.flush()
