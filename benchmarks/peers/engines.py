@@ -77,7 +77,7 @@ def _vllm_variables(directory: Path) -> dict[str, str]:
     ]
     return {
         "LD_PRELOAD": ":".join(str(path) for path in libraries if path.exists()),
-        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CACHE_ROOT": str(directory / "vllm-cache"),
     }

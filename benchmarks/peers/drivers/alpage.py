@@ -19,7 +19,7 @@ class Alpage(Driver):
             dtype="bfloat16",
             quantization=None if weights == "bfloat16" else weights,
             kv_dtype="int8" if has_small_kv else None,
-            kv_memory="2GiB",
+            kv_memory="1GiB",
         )
 
     def batch(self, requests: Sequence[Request]) -> int:

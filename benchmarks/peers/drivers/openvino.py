@@ -9,7 +9,7 @@ import openvino_genai
 
 from benchmarks.peers.drivers.driver import Driver, Request, Task, main
 
-_CACHE_GIB = 2
+_CACHE_GIB = 1
 
 
 @final

@@ -1,6 +1,7 @@
 """The benchmark against other engines: what needs none of them."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -76,15 +77,22 @@ def test_workloads_are_what_they_are_called():
 # -- a driver's run -------------------------------------------------------------------------------
 
 
-def test_batch_is_warmed_up_with_other_prompts():
-    requests = [Request(prompt=[5000 + i] * 9, output_tokens=32, n=2) for i in range(10)]
+def test_batch_is_warmed_up_and_each_run_has_other_tokens():
+    shared = [5000, 5001, 5000]
+    requests = [Request(prompt=[*shared, 6000 + i], output_tokens=32, n=2) for i in range(10)]
     driver = Counting()
     figures = measure(driver, requests, is_stream=False, age=lambda: 1.5)
-    warm_up, measured = driver.batches
-    assert measured == requests
-    assert [len(request.prompt) for request in warm_up] == [9] * 8
-    assert not {tuple(r.prompt) for r in warm_up} & {tuple(r.prompt) for r in requests}
+    assert len(driver.batches) == 3
+    fronts = set()
+    for batch in driver.batches:
+        assert [replace(one, prompt=[]) for one in batch] == [replace(requests[0], prompt=[])] * 10
+        (front,) = {tuple(one.prompt[:3]) for one in batch}
+        assert front[0] == front[2] != front[1]
+        assert len({one.prompt[3] for one in batch}) == 10
+        fronts.add(front)
+    assert len(fronts) == 3
     assert figures["start_s"] == 1.5
+    assert figures["wall_s"] > 0 < figures["first_wall_s"]
     assert figures["output_tokens"] == 640
     assert figures["peak_rss_bytes"] > 1e6
 
