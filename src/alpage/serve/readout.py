@@ -123,9 +123,7 @@ class Readout:
         is_wanted = isinstance(params, SamplingParams) and params.has_embedding
         return is_wanted and row.context == self._slots.num_prompt_tokens_N[row.slot]
 
-    def _prompt_logprobs(
-        self, state: State, places: range, row: Row
-    ) -> tuple[TokenLogprobs, ...]:
+    def _prompt_logprobs(self, state: State, places: range, row: Row) -> tuple[TokenLogprobs, ...]:
         params = self._rules[row.request_id].params
         assert isinstance(params, SamplingParams)
         assert params.prompt_logprobs is not None
