@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from alpage import native
 from alpage.errors import InvalidValue, Unsupported
 from alpage.ops import AttentionSpec, KvPool, PagedKV, attention, backends, select
 from alpage.ops.kv import PagedStep, scale_bytes
@@ -174,6 +175,33 @@ def test_pages_keep_what_they_hold_when_their_memory_is_asked_for():
         pool.populate(torch.tensor(slots, dtype=torch.int64))
     assert (pool.kv_L2PGSK[:, :, 5] == 1.0).all()
     assert pool.kv_L2PGSK.sum() == 3 * 2 * 2 * 16 * 64
+
+
+class Asked:
+    """Kernels that note which pages' memory they are asked for."""
+
+    def __init__(self):
+        self.pages = []
+
+    def populate(self, kv_L2PGSK, first, end):
+        self.pages.append((first, end))
+
+
+def test_small_steps_ask_for_the_memory_of_the_next_prompt(monkeypatch):
+    asked = Asked()
+    monkeypatch.setattr(native, "load", lambda: asked)
+    pool = KvPool.zeros((1, 2, 80, 1, 16, 8), torch.bfloat16, torch.device("cpu"))
+    for slot in (*range(40), *range(40)):
+        pool.populate(torch.tensor([slot]))
+    # One at first, one more a step, and 1,024 tokens ahead of the third page at most.
+    assert asked.pages == [(page, page + 1) for page in range(67)]
+    pool.populate(torch.arange(32, 64))
+    assert len(asked.pages) == 67
+    pool.populate(torch.arange(0, 70 * 16))
+    assert asked.pages[-1] == (67, 70)
+    for _ in range(20):
+        pool.populate(torch.tensor([70 * 16]))
+    assert asked.pages[-1] == (79, 80)
 
 
 def test_pages_are_copied_after_all_are_read():

@@ -8,13 +8,16 @@ import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 import torch
 from torch import Tensor
 
 from alpage import native
 from alpage.workload import KV_SCALE_BYTES, ModelShape
+
+# A long prompt's. A page of 16 tokens takes a virtual machine as long as a tenth of a small step.
+_TOKENS_AHEAD: Final = 1024
 
 
 @final
@@ -97,6 +100,7 @@ class KvPool:
         """Have the system give the memory of pages that a step is the first to write.
 
         Left alone it gives each layer its own as that writes, to one thread while others wait.
+        Small steps take some pages ahead, one after the other, so that the next prompt finds them.
 
         Args:
             slot_T: the places that the step writes.
@@ -104,6 +108,9 @@ class KvPool:
         if self._kernels is None or len(slot_T) == 0:
             return
         end = int(slot_T.max()) // self.page_size + 1
+        if end <= self._num_populated and len(slot_T) < self.page_size:
+            ahead = -(-_TOKENS_AHEAD // self.page_size)
+            end = min(self._num_populated + 1, end + ahead, self.num_pages)
         if end > self._num_populated:
             self._kernels.populate(self.kv_L2PGSK, self._num_populated, end)
             self._num_populated = end
