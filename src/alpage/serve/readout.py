@@ -13,6 +13,7 @@ from torch import Tensor
 
 from alpage.models import Model
 from alpage.ops import sampling
+from alpage.partition import REPLICATED
 from alpage.serve.batch import Row
 from alpage.serve.outputs import TokenLogprobs
 from alpage.serve.params import SamplingParams
@@ -44,7 +45,8 @@ class State:
     def logits(self, places: Sequence[int]) -> Tensor:
         """Return logits_RV of some of x's rows."""
         x_RD = self.x_RD
-        if len(places) != len(x_RD):
+        # A rank that has some of the tokens only has to ask others for rows, however many it has.
+        if self.model.sharder is not REPLICATED or len(places) != len(x_RD):
             x_RD = self.model.sharder.rows(x_RD, torch.tensor(places, device=x_RD.device))
         return self.model.logits(x_RD)
 
