@@ -15,10 +15,11 @@ constexpr int64_t kElement = 2; // bytes of a bfloat16
 
 // A step of the tokens that this one keeps. Their keys and values are stored already.
 StepData kept(const StepData& data) {
+    if (data.kept_B1[0] != 0) throw std::out_of_range("the first token that is kept is not number 0");
     for (int i = 0; i < data.num_sequences; ++i) {
         const int num = data.kept_B1[i + 1] - data.kept_B1[i];
         const int limit = data.query_start_B1[i + 1] - data.query_start_B1[i];
-        if (data.kept_B1[i] < 0 || num < 0 || num > limit)
+        if (num < 0 || num > limit)
             throw std::out_of_range("a sequence keeps " + std::to_string(num) + " of its " + std::to_string(limit) +
                                     " tokens");
     }

@@ -74,9 +74,10 @@ class NativeProgram:
         assert slot_T.dtype == torch.int64
         assert slot_T.is_contiguous()
         assert step.query_start_B1.dtype == step.context_B.dtype == table_BP.dtype == torch.int32
-        assert kept_B1 is None or (
-            kept_B1.dtype == torch.int32 and kept_B1.shape == step.query_start_B1.shape
-        )
+        if kept_B1 is not None:
+            assert kept_B1.dtype == torch.int32
+            assert kept_B1.is_contiguous()
+            assert kept_B1.shape == step.query_start_B1.shape
         assert table_BP.stride(1) == 1
         layer_stride, value_stride, page_stride, *_ = kv_L2PGSK.stride()
         self.add.run(

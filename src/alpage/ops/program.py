@@ -73,13 +73,14 @@ class Program:
         Raises:
             IndexError: the step points outside of its pages, or keeps more than it has.
         """
-        num_tokens, num_kept, kept_B1 = len(x_TD), sum(num_kept_B), None
-        y_RD = torch.empty(num_kept, self._d_model, dtype=torch.bfloat16)
+        num_tokens, kept_B1 = len(x_TD), None
+        assert num_tokens == len(turn_TK) == len(kv.step.slot_T)
+        y_RD = torch.empty(max(0, sum(num_kept_B)), self._d_model, dtype=torch.bfloat16)
         if self._arena_bytes * num_tokens > len(self._arena):
             capacity = 1 << (num_tokens - 1).bit_length()
             self._arena = torch.empty(self._arena_bytes * capacity, dtype=torch.uint8)
         outside = [x_TD.contiguous(), turn_TK.contiguous(), y_RD]
-        if num_kept < num_tokens:
+        if list(num_kept_B) != list(kv.step.num_queries):
             kept_B1 = torch.tensor([0, *accumulate(num_kept_B)], dtype=torch.int32)
             for n in self._copied:
                 outside[n] = outside[n].clone()
