@@ -30,7 +30,7 @@ from alpage.ops.linear import PackedWeight, packing
 from alpage.version import __version__
 
 # Another whenever the same checkpoint comes to other numbers, or to another form of them.
-FORM: Final = 1
+FORM: Final = 2
 # Of all that is kept; a larger model is not.
 MAX_BYTES: Final = 8 * 2**30
 _SUFFIX, _PART = ".safetensors", ".part"
