@@ -40,10 +40,10 @@ def test_decodes_read_a_shared_prefix_once(tmp_path, monkeypatch, prompts, param
     counts = []
     run = native.NativeProgram.run
 
-    def spied(self, outside, arena, kv_L2PGSK, step):
+    def spied(self, outside, arena, kv_L2PGSK, step, kept_B1):
         if step.query_start_B1.tolist() == list(range(7)):  # six decodes and nothing else
             counts.append([num_splits(x, kv_L2PGSK.shape[4]) for x in (step, with_own_pages(step))])
-        run(self, outside, arena, kv_L2PGSK, step)
+        run(self, outside, arena, kv_L2PGSK, step, kept_B1)
 
     llm.generate([PREFIX], SamplingParams(max_tokens=1))
     monkeypatch.setattr(native.NativeProgram, "run", spied)
