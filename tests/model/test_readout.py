@@ -8,7 +8,7 @@ import torch
 
 from alpage.partition import REPLICATED
 from alpage.serve.batch import Row
-from alpage.serve.readout import State
+from alpage.serve.readout import Hidden
 
 ROW = Row(
     request_id="r", slot=0, index=0, start=4, tokens=(7,), page_start=0, pages=(), num_draws=1
@@ -25,27 +25,28 @@ class Ranks:
         return torch.cat([x_TD, self.others_RD])[places_R]
 
 
-def state(sharder, x_RD, rows, num_kept):
-    model = SimpleNamespace(sharder=sharder, logits=lambda x: x)
-    return State(rows, num_kept, model, x_RD)
+def hidden(sharder, x_RD, rows, lasts):
+    return Hidden(rows, lasts, SimpleNamespace(sharder=sharder, logits=lambda x: x), x_RD)
 
 
 @pytest.mark.parametrize("places", [[1, 2], [0, 3], [0, 1, 2, 3], [2]])
 def test_rows_come_from_all_ranks_however_many_are_wanted(places):
     whole_TD = torch.randn(4, 3)
-    found = state(Ranks(whole_TD[2:]), whole_TD[:2], [ROW] * 4, [1] * 4).logits(places)
+    found = hidden(Ranks(whole_TD[2:]), whole_TD[:2], [ROW] * 4, range(4)).logits(places)
     assert torch.equal(found, whole_TD[places])
 
 
 @pytest.mark.parametrize("places", [[0, 1, 2], [1], [0, 2]])
 def test_rows_of_one_device(places):
     x_RD = torch.randn(3, 2)
-    assert torch.equal(state(REPLICATED, x_RD, [ROW] * 3, [1] * 3).logits(places), x_RD[places])
+    found = hidden(REPLICATED, x_RD, [ROW] * 3, range(3)).logits(places)
+    assert torch.equal(found, x_RD[places])
 
 
 def test_places_count_what_is_kept():
     several = dataclasses.replace(ROW, tokens=(1, 2, 3), prompt_targets=(2, 3), num_draws=0)
     unfinished = dataclasses.replace(ROW, tokens=(1, 2), num_draws=0)
-    found = state(REPLICATED, torch.zeros(5, 1), [ROW, unfinished, several, ROW], [1, 0, 3, 1])
+    rows = [ROW, unfinished, several, ROW]
+    found = hidden(REPLICATED, torch.zeros(5, 1), rows, [0, 0, 3, 4])
     assert found.drawing() == ([0, 3], [0, 4])
     assert list(found.scored()) == [(2, range(1, 3))]

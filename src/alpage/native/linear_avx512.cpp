@@ -11,7 +11,7 @@ namespace {
 constexpr int kVectors = kPanel / 16;
 constexpr int kPieceBytes = kPanel * 4;
 constexpr int kScalesBytes = kPanel * 2; // of float16
-constexpr int kAhead = 2048;            // bytes
+constexpr int kAhead = 2048;             // bytes
 
 ALPAGE_INLINE __mmask16 lanes_left(int64_t left) {
     return left >= 16 ? __mmask16(0xffff) : left <= 0 ? __mmask16(0) : __mmask16((1u << left) - 1);

@@ -200,7 +200,7 @@ void Program::keep(std::vector<int> buffers) {
             }
         });
     });
-    stages_.back().is_keeping = is_keeping_ = true;
+    stages_.back().is_keeping = true;
 }
 
 void Program::run(const StepData& data, int num_threads) const {
@@ -210,7 +210,7 @@ void Program::run(const StepData& data, int num_threads) const {
         rows.push_back(buffer.start ? data.arena + *buffer.start * data.num_tokens : *outside++);
     const Frame of_all(*this, data, rows);
     std::optional<Frame> of_kept;
-    if (is_keeping_ && data.kept_B1) of_kept.emplace(*this, kept(data), rows);
+    if (data.kept_B1) of_kept.emplace(*this, kept(data), rows);
     with_team(num_threads, stages_.size(), [&](Team& team) {
         const Frame* frame = &of_all;
         for (const Stage& stage : stages_) {

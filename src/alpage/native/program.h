@@ -90,7 +90,7 @@ class Program {
         std::vector<OfRows> chain;
         int64_t width = 0; // numbers in a row of the chain
         OfTeam whole;
-        bool is_keeping = false;
+        bool is_keeping = false; // what comes behind it runs on the tokens that are kept
     };
 
     void add_rows(int64_t width, OfRows run);
@@ -102,7 +102,6 @@ class Program {
     const LinearKernels& linear_;
     std::vector<Stage> stages_;
     std::map<int, std::pair<Heads, int>> plans_; // by window: query heads, key/value heads
-    bool is_keeping_ = false;
 };
 
 } // namespace alpage

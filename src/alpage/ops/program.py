@@ -75,7 +75,7 @@ class Program:
         """
         num_tokens, kept_B1 = len(x_TD), None
         assert num_tokens == len(turn_TK) == len(kv.step.slot_T)
-        y_RD = torch.empty(max(0, sum(num_kept_B)), self._d_model, dtype=torch.bfloat16)
+        y_RD = torch.empty(sum(num_kept_B), self._d_model, dtype=torch.bfloat16)
         if self._arena_bytes * num_tokens > len(self._arena):
             capacity = 1 << (num_tokens - 1).bit_length()
             self._arena = torch.empty(self._arena_bytes * capacity, dtype=torch.uint8)

@@ -6,6 +6,7 @@ Dims: T new tokens of all rows, D model.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import final
 
 import torch
@@ -19,7 +20,7 @@ from alpage.partition import Pipe
 from alpage.serve.batch import Batch, Move
 from alpage.serve.home import Home
 from alpage.serve.inputs import StepInputs
-from alpage.serve.readout import Readout, State
+from alpage.serve.readout import Hidden, Readout
 from alpage.serve.results import RowResult
 from alpage.serve.runs import Profile, Runs
 from alpage.serve.slices import num_slices, sliced
@@ -51,8 +52,9 @@ class View:
         Without a program all are.
         """
         turn_TK = self.model.turns(position_T)
-        if self.program is None or turn_TK is None:
+        if self.program is None:
             return self.model.through_blocks(x_TD, turn_TK, kv)
+        assert turn_TK is not None, "a model whose blocks are a program turns"
         return self.program(x_TD, turn_TK, kv, num_kept_B)
 
 
@@ -133,8 +135,8 @@ class Runner(Runs):
     def run(self, batch: Batch) -> list[RowResult]:
         """Make a step; return what each row gave."""
         results: dict[int, RowResult] = {}
-        for state in self._slices(batch):
-            for row, result in zip(state.rows, self._readout.read(state), strict=True):
+        for hidden in self._slices(batch):
+            for row, result in zip(hidden.rows, self._readout.read(hidden), strict=True):
                 before = results.get(row.slot)
                 results[row.slot] = result if before is None else before.followed_by(result)
         return [results[row.slot] for row in batch.rows]
@@ -142,10 +144,10 @@ class Runner(Runs):
     @torch.inference_mode()
     def follow(self, batch: Batch) -> None:
         """Make a step beside the rank that runs it: take part in all that ranks do together."""
-        for state in self._slices(batch):
-            self._readout.follow(state)
+        for hidden in self._slices(batch):
+            self._readout.follow(hidden)
 
-    def _slices(self, batch: Batch) -> Iterator[State]:
+    def _slices(self, batch: Batch) -> Iterator[Hidden]:
         """Run the model over a step's slices, and yield what comes out on the last stage.
 
         One device has one slice. In a pipeline a stage goes on with the next slice while the next
@@ -170,12 +172,13 @@ class Runner(Runs):
                 x_TD = self._pipe.receive(num_here, width)
             self.pool.populate(inputs.step.slot_T)
             kv = PagedKV(self.pool, inputs.step, self._backend)
-            num_kept = [len(row.tokens) for row in rows]
-            if view.program is not None and self._pipe.is_last:
-                num_kept = self._readout.num_read(rows)
+            is_keeping = view.program is not None and self._pipe.is_last
+            num_all = [len(row.tokens) for row in rows]
+            num_kept = self._readout.num_read(rows) if is_keeping else num_all
             x_TD = view.through(x_TD, inputs.position_T, kv, num_kept)
             if self._pipe.is_last:
-                yield State(rows, num_kept, model, model.leave(x_TD))
+                lasts = [end - 1 for end in accumulate(num_kept)]
+                yield Hidden(rows, lasts, model, model.leave(x_TD))
             else:
                 self._pipe.send(x_TD)
         self._pipe.flush()
