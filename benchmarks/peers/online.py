@@ -111,7 +111,7 @@ def server_command(engine: Engine, directory: Path, port: int) -> list[str]:
     where = ["--host", "127.0.0.1", "--port", str(port)]
     if engine.is_own:
         weights = [] if engine.is_16_bit else ["--quantization", engine.weights]
-        memory = ["--kv-memory", "2GiB"]
+        memory = ["--kv-memory", "1GiB"]
         return [python, "-m", "alpage", "serve", model, *where, *memory, *weights]
     module = "vllm.entrypoints.openai.api_server"
     lengths = ["--max-model-len", "2048", "--max-num-seqs", "128"]

@@ -101,15 +101,15 @@ def measure(
 ) -> Mapping[str, float]:
     """Return the figures of a workload.
 
+    A batch runs once to warm up: a virtual machine gives memory slowly, and what an engine takes
+    for keys and values it takes once. Then come the runs that count. Each has tokens of its own, so
+    no cache knows them, with the same ones shared among requests. A stream warms up on one request.
+
     Args:
         driver: has been loaded just now.
         requests: of the workload.
         is_stream: whether they come one after another, each timed by the token.
         age: returns the seconds since the start; None: of this process.
-
-    A workload runs once to warm up: a virtual machine gives memory slowly, and what an engine takes
-    for keys and values it takes once. Then come the runs that count. Each has tokens of its own, so
-    no cache knows them, with the same ones shared among requests.
 
     Returns:
         start_s, from the process's start to its first token; output_tokens of a run, wall_s, the

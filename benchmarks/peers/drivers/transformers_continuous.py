@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, Generat
 
 from benchmarks.peers.drivers.driver import Driver, Request, Task, main
 
-# 23 KB a token of SmolLM2-135M: about 2 GiB in pages of 256 tokens.
-_NUM_PAGES = 352
+# 23 KB a token of SmolLM2-135M: about 1 GiB in pages of 256 tokens.
+_NUM_PAGES = 176
 
 
 @final
